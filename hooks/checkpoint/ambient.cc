@@ -1,0 +1,64 @@
+#include "ambient.h"
+
+#include <ATen/Context.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+
+namespace recoup {
+
+Ambient::Ambient(const std::vector<at::Tensor>& inputs, bool preserve_rng) {
+  std::vector<at::Device> devices;  // other than the CPU
+  for (const auto& input : inputs) {
+    if (!input.defined() || input.device().is_cpu() || input.device().is_meta()) continue;
+    if (std::find(devices.begin(), devices.end(), input.device()) == devices.end()) {
+      devices.push_back(input.device());
+    }
+  }
+  if (preserve_rng) rng_.push_back(RngState::of(at::globalContext().defaultGenerator(at::kCPU)));
+  for (const auto& device : devices) {
+    if (preserve_rng) rng_.push_back(RngState::of(at::globalContext().defaultGenerator(device)));
+    streams_.push_back(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  }
+
+  const auto autocast = [this](at::DeviceType type) {
+    if (!at::autocast::is_autocast_available(type)) return;
+    for (const auto& known : autocast_) {
+      if (known.device == type) return;
+    }
+    autocast_.push_back({type, at::autocast::is_autocast_enabled(type),
+                         at::autocast::get_autocast_dtype(type)});
+  };
+  autocast(at::kCPU);
+  for (const auto& device : devices) autocast(device.type());
+}
+
+void Ambient::settle() {
+  rng_.erase(std::remove_if(rng_.begin(), rng_.end(),
+                            [](const RngState& state) { return !state.drawn_since(); }),
+             rng_.end());
+}
+
+ScopedAmbient::ScopedAmbient(const Ambient& ambient) {
+  for (const auto& then : ambient.autocast_) {
+    autocast_before_.push_back({then.device, at::autocast::is_autocast_enabled(then.device),
+                                at::autocast::get_autocast_dtype(then.device)});
+    at::autocast::set_autocast_enabled(then.device, then.enabled);
+    at::autocast::set_autocast_dtype(then.device, then.dtype);
+  }
+  for (const auto& stream : ambient.streams_) {
+    streams_.push_back(std::make_unique<c10::StreamGuard>(stream));
+  }
+  for (const auto& state : ambient.rng_) rng_.push_back(std::make_unique<ScopedRng>(state));
+}
+
+ScopedAmbient::~ScopedAmbient() {
+  rng_.clear();
+  while (!streams_.empty()) streams_.pop_back();  // inner guards first
+  for (const auto& before : autocast_before_) {
+    at::autocast::set_autocast_enabled(before.device, before.enabled);
+    at::autocast::set_autocast_dtype(before.device, before.dtype);
+  }
+}
+
+}  // namespace recoup

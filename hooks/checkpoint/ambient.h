@@ -1,0 +1,73 @@
+// What a forward depends on besides its inputs and parameters, and what its rerun must find again:
+// random number generators, autocast, current devices and streams, grad mode.
+#pragma once
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <optional>
+#include <vector>
+
+#include "rng.h"
+
+namespace recoup {
+
+// Autocast's weight cache off for a scope: whether a weight's cast is found in the cache depends on
+// what ran before, so with it the rerun could save other tensors than the forward did (pytorch issue
+// 141896), and the cache would hold the casts until autocast ends.
+class NoAutocastCache {
+ public:
+  NoAutocastCache() : before_(at::autocast::is_autocast_cache_enabled()) {
+    at::autocast::set_autocast_cache_enabled(false);
+  }
+  ~NoAutocastCache() { at::autocast::set_autocast_cache_enabled(before_); }
+  NoAutocastCache(const NoAutocastCache&) = delete;
+  NoAutocastCache& operator=(const NoAutocastCache&) = delete;
+
+ private:
+  bool before_;
+};
+
+class Ambient {
+ public:
+  // Before the forward. Looks at the CPU and at the devices of `inputs`.
+  Ambient(const std::vector<at::Tensor>& inputs, bool preserve_rng);
+
+  // After the forward: drops the states of generators that it did not draw from.
+  void settle();
+
+  // The stream of each device that the forward ran on; none for the CPU.
+  const std::vector<c10::Stream>& streams() const { return streams_; }
+
+ private:
+  friend class ScopedAmbient;
+  struct Autocast {
+    at::DeviceType device;
+    bool enabled;
+    at::ScalarType dtype;
+  };
+  std::vector<RngState> rng_;
+  std::vector<Autocast> autocast_;
+  std::vector<c10::Stream> streams_;
+};
+
+// The forward's ambient state for the scope of its rerun.
+class ScopedAmbient {
+ public:
+  explicit ScopedAmbient(const Ambient& ambient);
+  ~ScopedAmbient();
+  ScopedAmbient(const ScopedAmbient&) = delete;
+  ScopedAmbient& operator=(const ScopedAmbient&) = delete;
+
+ private:
+  at::AutoGradMode grad_mode_{true};
+  NoAutocastCache no_cache_;
+  std::vector<Ambient::Autocast> autocast_before_;
+  std::vector<std::unique_ptr<c10::StreamGuard>> streams_;
+  std::vector<std::unique_ptr<ScopedRng>> rng_;
+};
+
+}  // namespace recoup

@@ -1,0 +1,97 @@
+#include "rng.h"
+
+#include <cstring>
+#include <map>
+
+#include "cuda_rng.h"
+
+namespace recoup {
+namespace {
+
+using Guard = std::lock_guard<std::mutex>;
+
+// By value: a generator is a handle, and its mutex belongs to what it points to.
+std::mutex& mutex_of(at::Generator generator) { return generator.mutex(); }
+
+at::CPUGeneratorImpl* cpu_impl(const at::Generator& g) {
+  return static_cast<at::CPUGeneratorImpl*>(g.unsafeGetGeneratorImpl());
+}
+
+// One mutex for each generator; entries are never removed.
+std::recursive_mutex& exclusive_to(const at::Generator& generator) {
+  static std::mutex guard;
+  static auto* mutexes = new std::map<const c10::GeneratorImpl*, std::recursive_mutex>();
+  const std::lock_guard<std::mutex> lock(guard);
+  return (*mutexes)[generator.unsafeGetGeneratorImpl()];
+}
+
+}  // namespace
+
+RngState RngState::of(const at::Generator& generator) {
+  RngState state;
+  state.generator_ = generator;
+  const Guard guard(mutex_of(generator));
+  if (generator.device().is_cpu()) {
+    auto* impl = cpu_impl(generator);
+    state.cpu_ = std::make_unique<Cpu>(Cpu{impl->engine(), impl->next_float_normal_sample(),
+                                           impl->next_double_normal_sample()});
+  } else if (cuda_rng::capturing(generator)) {
+    state.captured_ = cuda_rng::save(generator);
+  } else {
+    state.bytes_ = generator.get_state();
+  }
+  return state;
+}
+
+bool RngState::drawn_since() const {
+  if (captured_.defined()) {
+    const Guard guard(mutex_of(generator_));
+    return cuda_rng::drawn_since(generator_, captured_);
+  }
+  if (!cpu_) {
+    const Guard guard(mutex_of(generator_));
+    const auto now = generator_.get_state();
+    return now.nbytes() != bytes_.nbytes() ||
+           std::memcmp(now.const_data_ptr(), bytes_.const_data_ptr(), now.nbytes()) != 0;
+  }
+  const Guard guard(mutex_of(generator_));
+  auto* impl = cpu_impl(generator_);
+  const auto then = cpu_->engine.data(), now = impl->engine().data();
+  return then.left_ != now.left_ || then.next_ != now.next_ || then.seed_ != now.seed_ ||
+         then.state_ != now.state_ || cpu_->next_float != impl->next_float_normal_sample() ||
+         cpu_->next_double != impl->next_double_normal_sample();
+}
+
+void RngState::restore() const {
+  const Guard guard(mutex_of(generator_));
+  if (cpu_) {
+    auto* impl = cpu_impl(generator_);
+    impl->set_engine(cpu_->engine);
+    impl->set_next_float_normal_sample(cpu_->next_float);
+    impl->set_next_double_normal_sample(cpu_->next_double);
+  } else if (captured_.defined()) {
+    cuda_rng::restore(generator_, captured_);
+  } else {
+    at::Generator generator = generator_;
+    generator.set_state(bytes_);
+  }
+}
+
+ScopedRng::ScopedRng(const RngState& state)
+    : exclusive_(exclusive_to(state.generator())), before_(RngState::of(state.generator())) {
+  if (cuda_rng::capturing(state.generator())) {
+    captured_before_ = state.generator().graphsafe_get_state();
+  }
+  state.restore();
+}
+
+ScopedRng::~ScopedRng() {
+  if (captured_before_.defined()) {
+    at::Generator generator = before_.generator();
+    generator.graphsafe_set_state(captured_before_);
+  } else {
+    before_.restore();
+  }
+}
+
+}  // namespace recoup

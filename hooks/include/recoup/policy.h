@@ -1,0 +1,70 @@
+// Which layer recomputes what: the one place that decides, for every host.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "recoup/config.h"
+
+namespace recoup {
+
+// A transformer layer as its host constructs it.
+struct Layer {
+  std::int64_t number;           // 1-indexed, global over all pipeline stages
+  bool is_moe = false;           // its MLP is a mixture of experts
+  std::int64_t stage_offset = 0; // layers before this pipeline stage's first one
+};
+
+// What the host can say of itself; each part may be unknown.
+struct Model {
+  std::int64_t num_layers = 0;                      // in the whole model; 0: unknown
+  std::int64_t stage_num_layers = 0;                // on this pipeline stage; 0: unknown
+  std::optional<std::vector<std::string>> modules;  // which modules it can recompute
+};
+
+// The quick hack: a first-N for the MLP that needs no YAML.
+struct Override {
+  std::int64_t mlp_num_layers;  // >= 0; 0: no MLP is recomputed
+  std::string source;           // for the log: which setting this is
+};
+
+class Policy {
+ public:
+  // The constant mode's value, if any: the environment variable RECOUP_RECOMPUTE_MLP_NUM_LAYERS,
+  // else the CMake cache constant of the same name that this library was built with. An error
+  // where either is not an integer >= 0.
+  static Result<std::optional<Override>> find_override();
+
+  // Joins the configuration and the override, which wins over recompute_mlp_num_layers (and
+  // recompute_mlp_layers) and needs neither granularity nor modules. An error where they
+  // contradict each other or the model.
+  static Result<Policy> create(Config config, std::optional<Override> override, const Model& model);
+
+  // The decision for one module of one layer. False for modules the layer does not have: "mlp" of
+  // an MoE layer, "moe", "moe_act" and "shared_experts" of any other.
+  bool recomputes(Module module, const Layer& layer) const;
+
+  // For granularity full: how many consecutive layers, starting with this one, share a checkpoint.
+  // 0 where none starts here.
+  std::int64_t full_group(const Layer& layer) const;
+
+  MlpLevel mlp_level() const { return config_.mlp_level; }
+  const Config& config() const { return config_; }
+
+  // Sentences for the host's log: where the decision comes from, and warnings.
+  const std::vector<std::string>& notices() const { return notices_; }
+
+  // "Layer {n}: recompute_mlp={True|False}"
+  std::string describe(const Layer& layer) const;
+
+ private:
+  Policy() = default;
+  std::int64_t number(const Layer& layer) const;  // in the scope that the configuration counts in
+  Config config_;
+  std::int64_t total_ = 0;  // in the same scope
+  std::vector<std::string> notices_;
+};
+
+}  // namespace recoup

@@ -1,0 +1,1 @@
+// Holds the precompiled LibTorch headers that other targets reuse (see CMakeLists.txt).

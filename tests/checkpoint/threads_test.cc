@@ -1,0 +1,77 @@
+#include <thread>
+
+#include "fixtures.h"
+#include "recoup/checkpoint.h"
+
+namespace recoup {
+namespace {
+
+using namespace testing;
+
+TEST(Threads, EachItsOwnModel) {
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&wrong, t] {
+      const auto x = torch::full({4, 8}, 0.1 * (t + 1), torch::requires_grad());
+      const auto w = torch::full({8, 8}, 0.05, torch::requires_grad());
+      for (int step = 0; step < 20; ++step) {
+        const auto f = [w](const Tensors& in) -> Tensors { return {at::gelu(in[0].mm(w)).mm(w)}; };
+        const auto got = torch::autograd::grad({checkpoint(f, {x})[0].sum()}, {x, w});
+        const auto expected = torch::autograd::grad({f({x})[0].sum()}, {x, w});
+        if (!same_bits(got[0], expected[0]) || !same_bits(got[1], expected[1])) ++wrong;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// Several backwards of one retained graph at once: slots are shared, results must not be.
+TEST(Threads, OneRetainedGraph) {
+  const auto x = torch::full({4, 8}, 0.1, torch::requires_grad());
+  const auto w = torch::full({8, 8}, 0.05, torch::requires_grad());
+  const auto f = [w](const Tensors& in) -> Tensors { return {at::gelu(in[0].mm(w)).mm(w)}; };
+  const auto expected = torch::autograd::grad({f({x})[0].sum()}, {x, w});
+  const auto loss = checkpoint(f, {x})[0].sum();
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int step = 0; step < 20; ++step) {
+        const auto got = torch::autograd::grad({loss}, {x, w}, {}, /*retain_graph=*/true);
+        if (!same_bits(got[0], expected[0]) || !same_bits(got[1], expected[1])) ++wrong;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// Forward in one thread, backward in others; recomputes that draw random numbers exclude each other.
+TEST(Threads, BackwardElsewhereWithDropout) {
+  const auto w = torch::full({8, 8}, 0.05, torch::requires_grad());
+  std::vector<at::Tensor> xs, losses, expected;
+  const auto f = [w](const Tensors& in) -> Tensors {
+    return {at::dropout(in[0].mm(w), 0.5, true).mm(w)};
+  };
+  torch::manual_seed(1);
+  for (int i = 0; i < 6; ++i) {
+    xs.push_back(torch::full({64, 8}, 0.1 * (i + 1), torch::requires_grad()));
+    expected.push_back(torch::autograd::grad({f({xs[i]})[0].sum()}, {xs[i]})[0]);
+  }
+  torch::manual_seed(1);
+  for (int i = 0; i < 6; ++i) losses.push_back(checkpoint(f, {xs[i]})[0].sum());
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 6; ++i) {
+    threads.emplace_back([&, i] {
+      if (!same_bits(torch::autograd::grad({losses[i]}, {xs[i]})[0], expected[i])) ++wrong;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+}  // namespace
+}  // namespace recoup
