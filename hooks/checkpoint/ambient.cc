@@ -7,17 +7,41 @@
 
 namespace recoup {
 
-Ambient::Ambient(const std::vector<at::Tensor>& inputs, bool preserve_rng) {
-  std::vector<at::Device> devices;  // other than the CPU
+namespace {
+
+// The inputs' devices other than the CPU, each once.
+c10::SmallVector<at::Device, 2> devices_of(const std::vector<at::Tensor>& inputs) {
+  c10::SmallVector<at::Device, 2> devices;
   for (const auto& input : inputs) {
     if (!input.defined() || input.device().is_cpu() || input.device().is_meta()) continue;
     if (std::find(devices.begin(), devices.end(), input.device()) == devices.end()) {
       devices.push_back(input.device());
     }
   }
-  if (preserve_rng) rng_.push_back(RngState::of(at::globalContext().defaultGenerator(at::kCPU)));
+  return devices;
+}
+
+}  // namespace
+
+RngWatch::RngWatch(const std::vector<at::Tensor>& inputs, bool preserve_rng) {
+  if (!preserve_rng) return;
+  before_.push_back(RngState::of(at::globalContext().defaultGenerator(at::kCPU)));
+  for (const auto& device : devices_of(inputs)) {
+    before_.push_back(RngState::of(at::globalContext().defaultGenerator(device)));
+  }
+}
+
+std::vector<RngState> RngWatch::drawn() const {
+  std::vector<RngState> drawn;
+  for (const auto& state : before_) {
+    if (state.drawn_since()) drawn.push_back(state);
+  }
+  return drawn;
+}
+
+Ambient::Ambient(const std::vector<at::Tensor>& inputs) {
+  const auto devices = devices_of(inputs);
   for (const auto& device : devices) {
-    if (preserve_rng) rng_.push_back(RngState::of(at::globalContext().defaultGenerator(device)));
     streams_.push_back(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
   }
 
@@ -31,12 +55,6 @@ Ambient::Ambient(const std::vector<at::Tensor>& inputs, bool preserve_rng) {
   };
   autocast(at::kCPU);
   for (const auto& device : devices) autocast(device.type());
-}
-
-void Ambient::settle() {
-  rng_.erase(std::remove_if(rng_.begin(), rng_.end(),
-                            [](const RngState& state) { return !state.drawn_since(); }),
-             rng_.end());
 }
 
 ScopedAmbient::ScopedAmbient(const Ambient& ambient) {

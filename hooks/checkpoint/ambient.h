@@ -6,9 +6,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/SmallVector.h>
 
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "rng.h"
@@ -31,13 +31,27 @@ class NoAutocastCache {
   bool before_;
 };
 
+// The generators that a forward may draw from: the CPU's and those of the inputs' devices.
+class RngWatch {
+ public:
+  // Before the forward. Large (2.5 KB for the CPU's generator) and meant for the stack: few forwards
+  // draw random numbers, and only those have anything to keep.
+  RngWatch(const std::vector<at::Tensor>& inputs, bool preserve_rng);
+
+  // After the forward: the earlier states of the generators that it drew from.
+  std::vector<RngState> drawn() const;
+
+ private:
+  c10::SmallVector<RngState, 2> before_;
+};
+
 class Ambient {
  public:
-  // Before the forward. Looks at the CPU and at the devices of `inputs`.
-  Ambient(const std::vector<at::Tensor>& inputs, bool preserve_rng);
+  // Before the forward.
+  explicit Ambient(const std::vector<at::Tensor>& inputs);
 
-  // After the forward: drops the states of generators that it did not draw from.
-  void settle();
+  // After the forward.
+  void set_rng(std::vector<RngState> drawn) { rng_ = std::move(drawn); }
 
   // The stream of each device that the forward ran on; none for the CPU.
   const std::vector<c10::Stream>& streams() const { return streams_; }
@@ -50,7 +64,7 @@ class Ambient {
     at::ScalarType dtype;
   };
   std::vector<RngState> rng_;
-  std::vector<Autocast> autocast_;
+  c10::SmallVector<Autocast, 2> autocast_;
   std::vector<c10::Stream> streams_;
 };
 
@@ -65,7 +79,7 @@ class ScopedAmbient {
  private:
   at::AutoGradMode grad_mode_{true};
   NoAutocastCache no_cache_;
-  std::vector<Ambient::Autocast> autocast_before_;
+  c10::SmallVector<Ambient::Autocast, 2> autocast_before_;
   std::vector<std::unique_ptr<c10::StreamGuard>> streams_;
   std::vector<std::unique_ptr<ScopedRng>> rng_;
 };

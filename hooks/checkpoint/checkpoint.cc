@@ -121,7 +121,7 @@ class TorchHost {
       : region_(region),
         forward_(std::move(forward)),
         options_(options),
-        ambient_(inputs, options.preserve_rng) {
+        ambient_(inputs) {
     inputs_.reserve(inputs.size());
     for (const auto& input : inputs) inputs_.emplace_back(input);
   }
@@ -346,6 +346,7 @@ const Runtime& Runtime::cpp() {
 Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptions& options) {
   if (!at::GradMode::is_enabled()) return forward(inputs);
   const auto region = std::make_shared<Region>(std::move(forward), inputs, options);
+  const RngWatch rng(inputs, options.preserve_rng);
   Tensors outputs;
   {
     const NoAutocastCache no_cache;
@@ -353,7 +354,7 @@ Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptio
     outputs = region->host().forward()(inputs);
   }
   region->seal();
-  region->host().ambient().settle();
+  region->host().ambient().set_rng(rng.drawn());
   return outputs;
 }
 

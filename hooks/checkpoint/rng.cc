@@ -33,8 +33,8 @@ RngState RngState::of(const at::Generator& generator) {
   const Guard guard(mutex_of(generator));
   if (generator.device().is_cpu()) {
     auto* impl = cpu_impl(generator);
-    state.cpu_ = std::make_unique<Cpu>(Cpu{impl->engine(), impl->next_float_normal_sample(),
-                                           impl->next_double_normal_sample()});
+    state.cpu_ = Cpu{impl->engine(), impl->next_float_normal_sample(),
+                     impl->next_double_normal_sample()};
   } else if (cuda_rng::capturing(generator)) {
     state.captured_ = cuda_rng::save(generator);
   } else {

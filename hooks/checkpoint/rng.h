@@ -32,7 +32,7 @@ class RngState {
     std::optional<double> next_double;
   };
   at::Generator generator_;
-  std::unique_ptr<Cpu> cpu_;  // for the CPU's generator,
+  std::optional<Cpu> cpu_;    // for the CPU's generator,
   at::Tensor bytes_;          // for another,
   at::Generator captured_;    // for one whose stream is being captured into a graph: see cuda_rng.h
 };

@@ -12,7 +12,6 @@
 #pragma once
 
 #include <cstddef>
-#include <deque>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
@@ -61,7 +60,9 @@ class Replay {
 
   template <class... Args>
   explicit Replay(bool early_stop, Args&&... args)
-      : host_(std::forward<Args>(args)...), early_stop_(early_stop) {}
+      : host_(std::forward<Args>(args)...), early_stop_(early_stop) {
+    slots_.reserve(8);
+  }
 
   Host& host() { return host_; }
 
@@ -187,7 +188,7 @@ class Replay {
   const bool early_stop_;
   std::mutex recompute_mutex_;  // held for a whole recompute
   std::mutex slots_mutex_;      // held for moments: guards slots_, read_ and reader_
-  std::deque<Slot> slots_;
+  std::vector<Slot> slots_;
   std::vector<std::size_t> read_;  // the slots that reader_ has read
   const void* reader_ = nullptr;
   // Of the recompute under way, in its thread only: the next slot, and the one past the last wanted.
