@@ -88,15 +88,19 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
           std::to_string(named) + ", but there are " + std::to_string(policy.total_));
     }
   }
+  if (config.mlp_level == MlpLevel::kActivation && !model.mlp_activation) {
+    return Error{place_of(config, "mlp_recompute_level") +
+                 ": this host cannot recompute the activation alone; allowed is full"};
+  }
   policy.config_ = std::move(config);
   return policy;
 }
 
-std::int64_t Policy::number(const Layer& layer) const {
+std::int64_t Policy::number(const LayerInfo& layer) const {
   return config_.per_stage ? layer.number - layer.stage_offset : layer.number;
 }
 
-bool Policy::recomputes(Module module, const Layer& layer) const {
+bool Policy::recomputes(Module module, const LayerInfo& layer) const {
   if (config_.granularity != Granularity::kSelective || !config_.has(module)) return false;
   switch (module) {
     case Module::kMlp:
@@ -113,7 +117,7 @@ bool Policy::recomputes(Module module, const Layer& layer) const {
   return config_.layers_of(module).contains(number(layer), total_);
 }
 
-std::int64_t Policy::full_group(const Layer& layer) const {
+std::int64_t Policy::full_group(const LayerInfo& layer) const {
   if (config_.granularity != Granularity::kFull) return 0;
   const auto n = *config_.num_layers;
   // Megatron-LM counts both methods within the pipeline stage.
@@ -122,7 +126,7 @@ std::int64_t Policy::full_group(const Layer& layer) const {
   return (in_stage - 1) % n == 0 ? n : 0;
 }
 
-std::string Policy::describe(const Layer& layer) const {
+std::string Policy::describe(const LayerInfo& layer) const {
   return "Layer " + std::to_string(layer.number) +
          ": recompute_mlp=" + (recomputes(Module::kMlp, layer) ? "True" : "False");
 }

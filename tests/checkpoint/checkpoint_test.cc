@@ -3,7 +3,7 @@
 #include <ATen/autocast_mode.h>
 
 #include "fixtures.h"
-#include "recoup/activation_meter.h"
+#include "../../examples/activation_meter.h"
 #include "recoup/replay.h"
 
 namespace recoup {

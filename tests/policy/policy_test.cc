@@ -13,13 +13,13 @@ Config config(const std::string& yaml) { return parse_config(yaml, "x.yaml").val
 Config mlp(const std::string& rest = "") {
   return config("recompute_granularity: selective\nrecompute_modules: [core_attn, mlp]\n" + rest);
 }
-Policy policy(Config c, std::optional<Override> o = {}, Model m = {24, 24, {}}) {
+Policy policy(Config c, std::optional<Override> o = {}, Model m = {24, 24, {}, true}) {
   auto p = Policy::create(std::move(c), std::move(o), m);
   EXPECT_TRUE(p.ok()) << (p.ok() ? "" : p.error().text);
   return p.value();
 }
-Layer layer(std::int64_t n) { return {n, false, 0}; }
-Layer moe(std::int64_t n) { return {n, true, 0}; }
+LayerInfo layer(std::int64_t n) { return {n, false, 0}; }
+LayerInfo moe(std::int64_t n) { return {n, true, 0}; }
 
 TEST(Policy, FirstTwelveOfTwentyFour) {
   const auto p = policy(mlp("recompute_mlp_num_layers: 12\n"));
@@ -52,7 +52,7 @@ TEST(Policy, MoeModulesAreMoeLayersOnly) {
 
 TEST(Policy, ScopeCanBeThePipelineStage) {
   const auto p = policy(mlp("recompute_mlp_num_layers: 2\nrecompute_layer_scope: stage\n"), {},
-                        {24, 6, {}});
+                        {24, 6, {}, true});
   EXPECT_TRUE(p.recomputes(Module::kMlp, {8, false, 6}));
   EXPECT_FALSE(p.recomputes(Module::kMlp, {9, false, 6}));
   const auto global = policy(mlp("recompute_mlp_num_layers: 7\n"));
@@ -118,13 +118,21 @@ TEST(Policy, EnvironmentVariable) {
 }
 
 TEST(Policy, AsksOnlyForWhatTheHostHas) {
-  EXPECT_EQ(Policy::create(mlp(), {}, {24, 24, std::vector<std::string>{"mlp"}}).error().text,
+  EXPECT_EQ(Policy::create(mlp(), {}, {24, 24, std::vector<std::string>{"mlp"}, true}).error().text,
             "x.yaml:2:1: recompute_modules: this host cannot recompute \"core_attn\"; it can "
             "recompute mlp");
   EXPECT_NE(Policy::create(mlp("recompute_mlp_layers: -1\n"), {}, {}).error().text.find(
                 "counts from the last layer"), std::string::npos);
   EXPECT_TRUE(policy(mlp("recompute_mlp_layers: -1\n")).recomputes(Module::kMlp, layer(23)));
   EXPECT_FALSE(policy(mlp("recompute_mlp_layers: -1\n")).recomputes(Module::kMlp, layer(24)));
+}
+
+TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
+  const auto c = mlp("mlp_recompute_level: activation\n");
+  EXPECT_EQ(policy(c).mlp_level(), MlpLevel::kActivation);
+  EXPECT_EQ(Policy::create(c, {}, {24, 24, {}, false}).error().text,
+            "x.yaml:3:1: mlp_recompute_level: this host cannot recompute the activation alone; "
+            "allowed is full");
 }
 
 TEST(Policy, WarnsOfLayersThatAreNotThere) {

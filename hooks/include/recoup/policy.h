@@ -11,7 +11,7 @@
 namespace recoup {
 
 // A transformer layer as its host constructs it.
-struct Layer {
+struct LayerInfo {
   std::int64_t number;           // 1-indexed, global over all pipeline stages
   bool is_moe = false;           // its MLP is a mixture of experts
   std::int64_t stage_offset = 0; // layers before this pipeline stage's first one
@@ -22,6 +22,7 @@ struct Model {
   std::int64_t num_layers = 0;                      // in the whole model; 0: unknown
   std::int64_t stage_num_layers = 0;                // on this pipeline stage; 0: unknown
   std::optional<std::vector<std::string>> modules;  // which modules it can recompute
+  bool mlp_activation = true;                       // whether its MLP can recompute from fc1's output on
 };
 
 // The quick hack: a first-N for the MLP that needs no YAML.
@@ -44,11 +45,11 @@ class Policy {
 
   // The decision for one module of one layer. False for modules the layer does not have: "mlp" of
   // an MoE layer, "moe", "moe_act" and "shared_experts" of any other.
-  bool recomputes(Module module, const Layer& layer) const;
+  bool recomputes(Module module, const LayerInfo& layer) const;
 
   // For granularity full: how many consecutive layers, starting with this one, share a checkpoint.
   // 0 where none starts here.
-  std::int64_t full_group(const Layer& layer) const;
+  std::int64_t full_group(const LayerInfo& layer) const;
 
   MlpLevel mlp_level() const { return config_.mlp_level; }
   const Config& config() const { return config_; }
@@ -57,11 +58,11 @@ class Policy {
   const std::vector<std::string>& notices() const { return notices_; }
 
   // "Layer {n}: recompute_mlp={True|False}"
-  std::string describe(const Layer& layer) const;
+  std::string describe(const LayerInfo& layer) const;
 
  private:
   Policy() = default;
-  std::int64_t number(const Layer& layer) const;  // in the scope that the configuration counts in
+  std::int64_t number(const LayerInfo& layer) const;  // in the scope that the configuration counts in
   Config config_;
   std::int64_t total_ = 0;  // in the same scope
   std::vector<std::string> notices_;

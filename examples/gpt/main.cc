@@ -1,0 +1,173 @@
+// Trains a small GPT on the bytes of a text. What recoup needs of a trainer: the --plugin and --config
+// flags, a recoup::Host made from them, and a recoup::Layer in each layer (model.h).
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "../activation_meter.h"
+#include "model.h"
+
+namespace {
+
+struct Options {
+  gpt::Config model;
+  std::int64_t batch = 4, steps = 20, seed = 1;
+  double learning_rate = 1e-3;
+  std::string text, plugin, config, device = "auto", report;
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  CLI::App app("Trains a small GPT on the bytes of a text file.");
+  app.add_option("--text", o.text, "Text to train on")->required()->check(CLI::ExistingFile);
+  app.add_option("--plugin", o.plugin, "recoup plugin to load, librecoup.so (none: no recompute)");
+  app.add_option("--config", o.config, "YAML with the recompute options, for the plugin");
+  app.option_defaults()->always_capture_default();
+  const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
+  const auto not_negative = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
+  app.add_option("--layers", o.model.layers, "Transformer layers")->check(positive);
+  app.add_option("--hidden", o.model.hidden, "Hidden size")->check(positive);
+  app.add_option("--heads", o.model.heads, "Attention heads")->check(positive);
+  app.add_option("--ffn", o.model.ffn, "Inner size of the MLP")->check(positive);
+  app.add_option("--context", o.model.context, "Tokens in a sequence")->check(positive);
+  app.add_option("--moe-every", o.model.moe_every, "Every k-th layer is MoE, 0: none")
+      ->check(not_negative);
+  app.add_option("--experts", o.model.experts, "Experts of an MoE layer")->check(positive);
+  app.add_option("--dropout", o.model.dropout, "Dropout probability")
+      ->check(CLI::Range(0.0, 0.99));
+  app.add_option("--batch", o.batch, "Sequences in a step")->check(positive);
+  app.add_option("--steps", o.steps, "Training steps")->check(positive);
+  app.add_option("--seed", o.seed, "Random seed");
+  app.add_option("--learning-rate", o.learning_rate, "AdamW's learning rate");
+  app.add_option("--device", o.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--report", o.report, "Write losses and bytes to this JSON file");
+  try {
+    app.parse(argc, argv);
+    if (o.model.hidden % o.model.heads != 0) {
+      throw CLI::ValidationError("--heads", "must divide --hidden");
+    }
+  } catch (const CLI::ParseError& e) {
+    std::exit(app.exit(e));
+  }
+  return o;
+}
+
+// The bytes of a text as tokens, and random windows of them.
+class Text {
+ public:
+  Text(const std::string& path, std::int64_t seed) : generator_(at::make_generator<at::CPUGeneratorImpl>(seed)) {
+    std::ifstream file(path, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    tokens_ = at::empty({static_cast<std::int64_t>(bytes.size())}, at::kByte);
+    std::copy(bytes.begin(), bytes.end(), tokens_.data_ptr<std::uint8_t>());
+    tokens_ = tokens_.to(at::kLong);
+  }
+  // [batch, length + 1]
+  at::Tensor windows(std::int64_t batch, std::int64_t length) {
+    TORCH_CHECK(tokens_.numel() > length, "--text: has ", tokens_.numel(),
+                " bytes, needs more than --context ", length);
+    const auto start = at::randint(0, tokens_.numel() - length, {batch, 1}, generator_, at::kLong);
+    return tokens_.index({start + at::arange(length + 1)});
+  }
+
+ private:
+  at::Tensor tokens_;
+  at::Generator generator_;  // its own, so that data does not depend on the model's draws
+};
+
+class Progress {
+ public:
+  explicit Progress(std::int64_t steps) : steps_(steps), terminal_(isatty(STDERR_FILENO) != 0) {}
+  void show(std::int64_t step, double loss, double tokens_per_second) const {
+    constexpr int kWidth = 30;
+    const int filled = static_cast<int>(kWidth * step / steps_);
+    // Without a terminal: about ten lines in all.
+    if (!terminal_ && step % std::max<std::int64_t>(steps_ / 10, 1) != 0 && step != steps_) return;
+    std::fprintf(stderr, "%s[%s%s] %lld/%lld  loss %.4f  %.0f tokens/s%s", terminal_ ? "\r" : "",
+                 std::string(filled, '#').c_str(), std::string(kWidth - filled, '.').c_str(),
+                 static_cast<long long>(step), static_cast<long long>(steps_), loss,
+                 tokens_per_second, terminal_ && step < steps_ ? "" : "\n");
+  }
+
+ private:
+  std::int64_t steps_;
+  bool terminal_;
+};
+
+int train(const Options& o) {
+  const at::Device device = o.device == "cpu" || (o.device == "auto" && !torch::cuda::is_available())
+                                ? at::Device(at::kCPU)
+                                : at::Device(at::kCUDA, 0);
+  recoup::Host recoup;
+  if (!o.plugin.empty()) {
+    recoup::HostOptions host;
+    host.name = "gpt_trainer";
+    host.torch_version = TORCH_VERSION;
+    host.config_path = o.config;
+    host.num_layers = host.stage_num_layers = o.model.layers;
+    host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE;
+    recoup = recoup::Host(o.plugin, host);
+  } else if (!o.config.empty()) {
+    throw std::invalid_argument("--config needs --plugin");
+  }
+
+  torch::manual_seed(o.seed);
+  gpt::Model model(o.model, recoup);
+  model->to(device);
+  torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(o.learning_rate));
+  Text text(o.text, o.seed);
+  const Progress progress(o.steps);
+  nlohmann::json losses = nlohmann::json::array();
+  std::int64_t saved = 0, peak = 0, tokens = 0;
+  const auto start = std::chrono::steady_clock::now();
+  double seconds = 0;
+  for (std::int64_t step = 1; step <= o.steps; ++step) {
+    optimizer.zero_grad();
+    const auto windows = text.windows(o.batch, o.model.context).to(device);
+    {
+      const ActivationMeter meter(device.type());
+      const auto logits = model->forward(windows.slice(1, 0, -1));
+      const auto loss = at::cross_entropy_loss(logits.flatten(0, 1), windows.slice(1, 1).flatten());
+      saved = meter.bytes();  // all that forward keeps, its results included
+      loss.backward();
+      peak = std::max(peak, meter.peak_bytes());
+      losses.push_back(loss.item<float>());
+    }
+    optimizer.step();
+    tokens += o.batch * o.model.context;
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    progress.show(step, losses.back(), static_cast<double>(tokens) / seconds);
+  }
+  std::printf("loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
+              "peak, on %s\n", losses.front().get<double>(), losses.back().get<double>(),
+              static_cast<double>(tokens) / seconds, static_cast<long long>(saved),
+              static_cast<long long>(peak), device.str().c_str());
+  if (!o.report.empty()) {
+    std::ofstream(o.report) << nlohmann::json{{"losses", losses},
+                                              {"saved_bytes", saved},
+                                              {"peak_bytes", peak},
+                                              {"tokens_per_second", static_cast<double>(tokens) / seconds}}
+                                   .dump(2)
+                            << "\n";
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto options = parse(argc, argv);
+  try {
+    return train(options);
+  } catch (const c10::Error& e) {
+    std::fprintf(stderr, "gpt_trainer: %s\n", e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "gpt_trainer: %s\n", e.what());
+  }
+  return 1;
+}

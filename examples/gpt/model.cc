@@ -1,0 +1,122 @@
+#include "model.h"
+
+#include <cmath>
+
+namespace gpt {
+
+AttentionImpl::AttentionImpl(const Config& c, recoup::Layer recoup)
+    : heads(c.heads), dropout(c.dropout), recoup(std::move(recoup)) {
+  qkv = register_module("qkv", torch::nn::Linear(c.hidden, 3 * c.hidden));
+  out = register_module("out", torch::nn::Linear(c.hidden, c.hidden));
+}
+
+at::Tensor AttentionImpl::forward(const at::Tensor& x) {
+  const auto batch = x.size(0), sequence = x.size(1), hidden = x.size(2);
+  // [batch, sequence, 3 * hidden] -> three of [batch, heads, sequence, hidden / heads]
+  const auto parts =
+      qkv(x).view({batch, sequence, 3, heads, hidden / heads}).permute({2, 0, 3, 1, 4}).unbind(0);
+  using Tensors = std::vector<at::Tensor>;
+  const auto core = [p = dropout, training = is_training()](const Tensors& in) -> Tensors {
+    const auto scores =
+        in[0].matmul(in[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(in[0].size(-1)));
+    const auto later = at::ones({in[0].size(-2), in[0].size(-2)},
+                                scores.options().dtype(at::kBool).requires_grad(false)).triu(1);
+    const auto weights = scores.masked_fill(later, -INFINITY).softmax(-1);
+    return {at::dropout(weights, p, training).matmul(in[2])};
+  };
+  const auto context = recoup.recomputes(RECOUP_CORE_ATTN)
+                           ? recoup.checkpoint_all<Tensors>("core_attn", core, parts)[0]
+                           : core(parts)[0];
+  return out(context.transpose(1, 2).reshape({batch, sequence, hidden}));
+}
+
+MlpImpl::MlpImpl(const Config& c) : dropout(c.dropout) {
+  fc1 = register_module("fc1", torch::nn::Linear(c.hidden, c.ffn));
+  fc2 = register_module("fc2", torch::nn::Linear(c.ffn, c.hidden));
+}
+
+at::Tensor MlpImpl::rest(const at::Tensor& h) {
+  return fc2(at::dropout(at::gelu(h), dropout, is_training()));
+}
+
+MoeImpl::MoeImpl(const Config& c) {
+  router = register_module("router", torch::nn::Linear(c.hidden, c.experts));
+  for (std::int64_t e = 0; e < c.experts; ++e) {
+    experts.push_back(register_module("expert" + std::to_string(e), std::make_shared<MlpImpl>(c)));
+  }
+}
+
+at::Tensor MoeImpl::forward(const at::Tensor& x) {
+  const auto rows = x.reshape({-1, x.size(-1)});
+  const auto [weight, choice] = router(rows).softmax(-1).max(-1);
+  auto out = at::zeros_like(rows);
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const auto mine = choice.eq(static_cast<std::int64_t>(e)).nonzero().squeeze(-1);
+    const auto y = experts[e]->forward(rows.index_select(0, mine)) *
+                   weight.index_select(0, mine).unsqueeze(-1);
+    out = out.index_add(0, mine, y);
+  }
+  return out.view_as(x);
+}
+
+LayerImpl::LayerImpl(const Config& c, bool is_moe, recoup::Layer r)
+    : dropout(c.dropout), recoup(std::move(r)) {
+  const torch::nn::LayerNormOptions norm_options({c.hidden});
+  norm1 = register_module("norm1", torch::nn::LayerNorm(norm_options));
+  norm2 = register_module("norm2", torch::nn::LayerNorm(norm_options));
+  attention = register_module("attention", std::make_shared<AttentionImpl>(c, recoup));
+  if (is_moe) {
+    moe = register_module("moe", std::make_shared<MoeImpl>(c));
+  } else {
+    mlp = register_module("mlp", std::make_shared<MlpImpl>(c));
+  }
+}
+
+at::Tensor LayerImpl::forward(const at::Tensor& input) {
+  const auto drop = [this](const at::Tensor& t) { return at::dropout(t, dropout, is_training()); };
+  const auto x = input + drop(attention->forward(norm1(input)));
+  const auto h = norm2(x);
+  if (moe) {
+    const auto forward = [moe = moe](const at::Tensor& in) { return moe->forward(in); };
+    return x + drop(recoup.recomputes(RECOUP_MOE) ? recoup.checkpoint("moe", forward, h) : forward(h));
+  }
+  return x + drop(recoup.mlp([mlp = mlp](const at::Tensor& in) { return mlp->fc1(in); },
+                             [mlp = mlp](const at::Tensor& in) { return mlp->rest(in); }, h));
+}
+
+ModelImpl::ModelImpl(const Config& c, const recoup::Host& recoup) {
+  token = register_module("token", torch::nn::Embedding(c.vocabulary, c.hidden));
+  position = register_module("position", torch::nn::Embedding(c.context, c.hidden));
+  for (std::int64_t n = 1; n <= c.layers; ++n) {
+    const bool is_moe = c.moe_every > 0 && n % c.moe_every == 0;
+    layers.push_back(register_module("layer" + std::to_string(n),
+                                     std::make_shared<LayerImpl>(c, is_moe, recoup.layer({n, is_moe}))));
+  }
+  norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({c.hidden})));
+  head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(c.hidden, c.vocabulary).bias(false)));
+}
+
+at::Tensor ModelImpl::forward(const at::Tensor& tokens) {
+  auto x = token(tokens) + position(at::arange(tokens.size(1), tokens.options()));
+  for (std::size_t i = 0; i < layers.size();) {
+    // Granularity full: this many layers share one checkpoint.
+    const auto group = static_cast<std::size_t>(layers[i]->recoup.full_group());
+    if (group == 0) {
+      x = layers[i++]->forward(x);
+      continue;
+    }
+    const auto end = std::min(i + group, layers.size());
+    const std::vector<std::shared_ptr<LayerImpl>> part(layers.begin() + i, layers.begin() + end);
+    x = layers[i]->recoup.checkpoint(
+        "full",
+        [part](at::Tensor h) {
+          for (const auto& layer : part) h = layer->forward(h);
+          return h;
+        },
+        x);
+    i = end;
+  }
+  return head(norm(x));
+}
+
+}  // namespace gpt

@@ -1,0 +1,70 @@
+// A GPT in LibTorch C++: pre-norm, causal attention, dropout, and a mixture of experts in place of
+// every k-th layer's MLP. The only trace of recoup is a recoup::Layer in each layer.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <memory>
+#include <vector>
+
+#include "recoup/host.hpp"
+
+namespace gpt {
+
+struct Config {
+  std::int64_t layers = 24, hidden = 64, heads = 4, ffn = 256, vocabulary = 256, context = 64;
+  std::int64_t moe_every = 0;  // every k-th layer is MoE; 0: none
+  std::int64_t experts = 4;
+  double dropout = 0.1;
+};
+
+// [batch, sequence, hidden] -> the same.
+struct AttentionImpl : torch::nn::Module {
+  AttentionImpl(const Config& config, recoup::Layer recoup);
+  at::Tensor forward(const at::Tensor& x);
+  torch::nn::Linear qkv{nullptr}, out{nullptr};
+  std::int64_t heads;
+  double dropout;
+  recoup::Layer recoup;
+};
+
+// [rows, hidden] -> [rows, hidden], and the same with leading dimensions.
+struct MlpImpl : torch::nn::Module {
+  explicit MlpImpl(const Config& config);
+  at::Tensor forward(const at::Tensor& x) { return rest(fc1(x)); }
+  at::Tensor rest(const at::Tensor& h);  // all that follows fc1
+  torch::nn::Linear fc1{nullptr}, fc2{nullptr};
+  double dropout;
+};
+
+// Sends each token to the expert with the highest router probability, weighted by it.
+struct MoeImpl : torch::nn::Module {
+  explicit MoeImpl(const Config& config);
+  at::Tensor forward(const at::Tensor& x);
+  torch::nn::Linear router{nullptr};
+  std::vector<std::shared_ptr<MlpImpl>> experts;
+};
+
+struct LayerImpl : torch::nn::Module {
+  LayerImpl(const Config& config, bool is_moe, recoup::Layer recoup);
+  at::Tensor forward(const at::Tensor& x);
+  torch::nn::LayerNorm norm1{nullptr}, norm2{nullptr};
+  std::shared_ptr<AttentionImpl> attention;
+  std::shared_ptr<MlpImpl> mlp;  // one of the two
+  std::shared_ptr<MoeImpl> moe;
+  double dropout;
+  recoup::Layer recoup;
+};
+
+struct ModelImpl : torch::nn::Module {
+  ModelImpl(const Config& config, const recoup::Host& recoup);
+  // tokens [batch, sequence] of kLong -> logits [batch, sequence, vocabulary].
+  at::Tensor forward(const at::Tensor& tokens);
+  torch::nn::Embedding token{nullptr}, position{nullptr};
+  std::vector<std::shared_ptr<LayerImpl>> layers;
+  torch::nn::LayerNorm norm{nullptr};
+  torch::nn::Linear head{nullptr};
+};
+TORCH_MODULE(Model);
+
+}  // namespace gpt
