@@ -1,0 +1,36 @@
+"""What the Python tests share."""
+import json
+import os
+import subprocess
+import tempfile
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text of our own to train on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{n} bottles of milk on the wall, take one down. " for n in range(200)))
+    return str(path)
+
+
+def run_trainer(text, *flags, plugin=True, config=None, environment=None):
+    """Trains a tiny model; the trainer's report with its stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "report.json")
+        command = [os.path.join(BUILD, "gpt_trainer"), "--text", text, "--report", report,
+                   "--layers", "4", "--hidden", "16", "--heads", "2", "--ffn", "64",
+                   "--context", "16", "--batch", "2", "--steps", "3", "--device", "cpu", *flags]
+        if plugin:
+            command += ["--plugin", os.path.join(BUILD, "librecoup.so")]
+        if config:
+            command += ["--config", str(config)]
+        run = subprocess.run(command, capture_output=True, text=True,
+                             env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
+        assert run.returncode == 0, run.stderr
+        with open(report) as file:
+            return {**json.load(file), "stderr": run.stderr}
