@@ -157,8 +157,14 @@ class TorchHost {
   // issue 193671). A tensor with history is the result of a finished operation; one that requires
   // grad without history is a parameter or an input; one whose storage outlived the forward was not
   // made in the region at all. Of any other tensor nothing is known, so its operation must finish.
-  bool complete(const Record& record, const at::Tensor& t) const {
-    if (t.requires_grad()) return true;
+  //
+  // So must one that saves its own result: where that is a torch::autograd::Function, an exception
+  // would leave its context holding the result, whose history holds the context: a leak.
+  bool leavable(const Record& record, const at::Tensor& t) const {
+    if (t.requires_grad()) {
+      const auto& node = t.grad_fn();
+      return !node || node->sequence_nr() + 1 != operation();
+    }
     return t.has_storage() &&
            record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
   }

@@ -480,18 +480,20 @@ TEST(Checkpoint, MasksOfDropoutAreComplete) {
   }, {input()});
 }
 
+// Reads its saved tensors one at a time, and saves its own result.
+struct Twice : torch::autograd::Function<Twice> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x) {
+    const auto y = x.exp();
+    ctx->save_for_backward({x, y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list g) {
+    return {g[0] * ctx->get_saved_variables()[1] * (ctx->get_saved_variables()[0] + 1)};
+  }
+};
+
 TEST(Checkpoint, CustomFunctionsMayReadTheirTensorsTwice) {
-  struct Twice : torch::autograd::Function<Twice> {
-    static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x) {
-      const auto y = x.exp();
-      ctx->save_for_backward({x, y});
-      return y;
-    }
-    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                   torch::autograd::variable_list g) {
-      return {g[0] * ctx->get_saved_variables()[1] * (ctx->get_saved_variables()[0] + 1)};
-    }
-  };
   int calls = 0;
   const auto forward = [&](const Tensors& in) -> Tensors {
     ++calls;
@@ -501,6 +503,23 @@ TEST(Checkpoint, CustomFunctionsMayReadTheirTensorsTwice) {
   calls = 0;
   checkpoint(forward, {input()})[0].sum().backward();
   EXPECT_EQ(calls, 2);
+}
+
+// A custom function's context keeps what it is about to save; leaving it in the middle would leak.
+TEST(Checkpoint, CustomFunctionsDoNotLeak) {
+  const auto x = input();
+  int calls = 0;
+  ActivationMeter meter(at::kCPU);
+  checkpoint([](const Tensors& in) -> Tensors { return {Twice::apply(in[0] * 2) + 1}; }, {x})[0]
+      .sum().backward();
+  x.mutable_grad().reset();
+  EXPECT_EQ(meter.bytes(), 0);
+  EXPECT_NE(error_of([&] {
+    checkpoint([&](const Tensors& in) -> Tensors {
+      return {Twice::apply(in[0].to(++calls == 1 ? at::kFloat : at::kDouble))};
+    }, {x})[0].sum().backward();
+  }).find("the recompute Double"), std::string::npos);
+  EXPECT_EQ(meter.bytes(), 0);
 }
 
 class Autocast {

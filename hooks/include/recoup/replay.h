@@ -41,8 +41,9 @@ class ReplayError : public std::runtime_error {
 //   std::string changed(const Record&)     why the forward's tensor is no longer what it was (it
 //                                          was modified in place), or empty
 //   std::string mismatch(const Record&, const Tensor&)   how a recomputed tensor differs, or empty
-//   bool complete(const Record&, const Tensor&)   whether the tensor's content is certainly final
-//                                          already when it is saved
+//   bool leavable(const Record&, const Tensor&)   whether the operation that saves this tensor may
+//                                          be left at once: the tensor's content is final, and the
+//                                          operation survives an exception
 //   Operation operation()                  a value that differs between the operations that save
 //   Held hold(const Tensor&)               during the recompute
 //   bool read(const Held&, Tensor*, std::string* problem)   gives the tensor to autograd; false
@@ -106,23 +107,23 @@ class Replay {
 
   // Recompute: the forward saves its next tensor. Throws EarlyStop where all that is wanted is in.
   void refill(const Tensor& tensor) {
-    if (cursor_ < slots_.size()) {
+    if (!problem_.empty()) {
+      // Only the way out is left.
+    } else if (cursor_ < slots_.size()) {
       Slot& slot = slots_[cursor_];
-      if (const auto why = host_.mismatch(slot.record, tensor); !why.empty()) fail(cursor_, why);
+      problem_ = host_.mismatch(slot.record, tensor);
+      if (!problem_.empty() || !host_.leavable(slot.record, tensor)) busy_ = host_.operation();
       const std::lock_guard<std::mutex> guard(slots_mutex_);
-      if (slot.wanted) {
-        slot.held = host_.hold(tensor);
-        if (!host_.complete(slot.record, tensor)) unfinished_ = host_.operation();
-      }
+      if (slot.wanted) slot.held = host_.hold(tensor);
     } else if (sealed_ && cursor_ >= end_ && !early_stop_) {
-      fail(cursor_, "the recompute saves more tensors than the forward's " +
-                        std::to_string(slots_.size()));
+      problem_ = "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
     }
-    ++cursor_;
+    if (problem_.empty()) ++cursor_;
     // An operation saves some tensors before its kernel runs. Where one of them may be a buffer
     // that the kernel fills, the recompute goes on until another operation saves.
-    const bool finished = !unfinished_ || *unfinished_ != host_.operation();
-    if (cursor_ >= end_ && finished && (early_stop_ || !sealed_)) host_.stop(this);
+    const bool free = !busy_ || *busy_ != host_.operation();
+    const bool done = cursor_ >= end_ && (early_stop_ || !sealed_);
+    if (free && (done || !problem_.empty())) host_.stop(this);
   }
 
  private:
@@ -154,21 +155,26 @@ class Replay {
     {
       const std::lock_guard<std::mutex> guard(slots_mutex_);
       cursor_ = 0;
-      unfinished_.reset();
+      busy_.reset();
+      problem_.clear();
       end_ = slots_.size();
       while (end_ > 0 && !slots_[end_ - 1].wanted) --end_;
     }
     try {
       host_.rerun();
     } catch (...) {
-      if (host_.stopped_by(this)) return;
-      forget_all();  // nothing half-recomputed outlives the error
-      throw;
+      if (!host_.stopped_by(this) && problem_.empty()) {
+        forget_all();  // nothing half-recomputed outlives the error
+        throw;
+      }
     }
-    if (cursor_ < end_) {
+    if (problem_.empty() && cursor_ < end_) {
+      problem_ = "the recompute saves only " + std::to_string(cursor_) + " tensors, the forward " +
+                 std::to_string(slots_.size());
+    }
+    if (!problem_.empty()) {
       forget_all();
-      fail(cursor_, "the recompute saves only " + std::to_string(cursor_) +
-                        " tensors, the forward " + std::to_string(slots_.size()));
+      fail(cursor_, problem_);
     }
   }
 
@@ -193,8 +199,10 @@ class Replay {
   const void* reader_ = nullptr;
   // Of the recompute under way, in its thread only: the next slot, and the one past the last wanted.
   std::size_t cursor_ = 0, end_ = 0;
-  // The last operation that saved a tensor whose content may not have been final.
-  std::optional<typename Host::Operation> unfinished_;
+  // The last operation that must finish before the recompute may be left.
+  std::optional<typename Host::Operation> busy_;
+  // Why the recompute is wrong; raised once the forward has been left in good order.
+  std::string problem_;
   // Until the forward has returned (it runs a backward itself) its slots are not all there yet.
   bool sealed_ = false;
 };
