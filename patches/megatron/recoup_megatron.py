@@ -1,0 +1,226 @@
+"""Selective recompute for a Megatron-LM that is not patched, and recoup's engine for one that is or not.
+
+Without touching the installation: `import recoup_megatron` before the model is built, with
+RECOUP_CONFIG=FILE.yaml (or RECOUP_RECOMPUTE_MLP_NUM_LAYERS=N) in the environment; or, with no change to
+the job at all, PYTHONPATH=.../patches/megatron/autoload, which imports this as soon as Megatron is
+imported. recoup's C++ policy then decides which layers recompute; the YAML's granularity and modules
+become those of every TransformerConfig that does not set its own.
+
+RECOUP_ENGINE=recoup (or use_engine()) runs the checkpoints of MLPs with recoup's C++ engine in place of
+tensor_parallel.checkpoint: less time for each, and right also where the MLP has a bias.
+"""
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import sys
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+import recoup_plugin  # noqa: E402
+
+logger = logging.getLogger("recoup")
+
+_TENSOR = object()  # stands for a tensor in the shape of a result
+
+
+def checkpoint(function, *args, name="checkpoint", context=None):
+    """function(*args) with only the tensors among args kept until backward; recoup's engine.
+
+    Takes what function takes, and returns what it returns: tensors, None and other values, alone or
+    in a tuple or list. `context`, if given, is called now, and what it returns is called for a context
+    manager around each rerun.
+    """
+    import torch
+
+    def split(values):
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        return tensors, [_TENSOR if isinstance(v, torch.Tensor) else v for v in values]
+
+    def join(tensors, shape):
+        rest = iter(tensors)
+        return [next(rest) if v is _TENSOR else v for v in shape]
+
+    tensors, shape = split(args)
+    around_rerun = context() if context else contextlib.nullcontext
+    results = []  # of the first run: (whether a tuple or list and which, shape)
+
+    def run(inputs):
+        values = join(inputs, shape)
+        if results:
+            with around_rerun():
+                function(*values)
+            return []  # nobody reads a rerun's results
+        out = function(*values)
+        kind = type(out) if isinstance(out, (tuple, list)) else None
+        out_tensors, out_shape = split(out if kind else [out])
+        results.append((kind, out_shape))
+        return out_tensors
+
+    out = _engine().checkpoint(run, tensors, name=name)
+    kind, out_shape = results[0]
+    values = join(out, out_shape)
+    return kind(values) if kind else values[0]
+
+
+@functools.lru_cache(maxsize=None)
+def _engine():
+    import torch  # noqa: F401  the extension links against it
+
+    spec = importlib.util.spec_from_file_location("recoup_torch",
+                                                  recoup_plugin.library("recoup_torch.so"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _tracker_states():
+    """For checkpoint(context=...): reruns draw from Megatron's RNG tracker as the first run did."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    states = get_cuda_rng_tracker().get_states()
+
+    @contextlib.contextmanager
+    def restored():
+        before = get_cuda_rng_tracker().get_states()
+        get_cuda_rng_tracker().set_states(states)
+        try:
+            yield
+        finally:
+            get_cuda_rng_tracker().set_states(before)
+
+    return restored
+
+
+def use_engine():
+    """Runs the checkpoints of dense MLPs with recoup's engine from now on."""
+    from megatron.core import tensor_parallel
+    from megatron.core.transformer.mlp import MLP
+
+    megatrons = tensor_parallel.checkpoint
+    if hasattr(megatrons, "recoup_replaces"):
+        return
+    _engine()
+
+    @functools.wraps(megatrons)
+    def dispatch(function, distribute_saved_activations, *args):
+        module = function.func if isinstance(function, functools.partial) else function
+        if isinstance(module, MLP) and not distribute_saved_activations:
+            return checkpoint(function, *args, name="mlp", context=_tracker_states)
+        return megatrons(function, distribute_saved_activations, *args)
+
+    dispatch.recoup_replaces = megatrons
+    tensor_parallel.checkpoint = dispatch
+
+
+@functools.lru_cache(maxsize=None)
+def _policy(num_layers, logs):
+    import torch.distributed as dist
+
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return recoup_plugin.Policy("megatron", num_layers=num_layers, rank=rank,
+                                log=logger.info if logs else lambda line: None)
+
+
+class _LayerModules(list):
+    """recompute_modules while one layer is constructed: what that layer recomputes."""
+
+    def __init__(self, layer, num_layers):
+        super().__init__()
+        self.layer, self.num_layers = layer, num_layers
+
+    def _decided(self):
+        # Of each module the layer itself knows whether it has it.
+        policy = _policy(self.num_layers, False)
+        return policy.layer(self.layer.layer_number) | policy.layer(self.layer.layer_number, True)
+
+    def __contains__(self, module):
+        return module in self._decided()
+
+    def __iter__(self):
+        return iter(sorted(self._decided()))
+
+    def __len__(self):
+        return len(self._decided())
+
+    def __deepcopy__(self, memo):
+        return sorted(self._decided())
+
+
+def _options(num_layers):
+    """(granularity, modules, method, num_layers) that recoup's configuration means for Megatron."""
+    policy = _policy(num_layers, False)
+    numbers = range(1, num_layers + 1)
+    modules = set().union(*(policy.layer(n, moe) for n in numbers for moe in (False, True)))
+    if modules:
+        return "selective", sorted(modules), None, None
+    groups = [policy.full_group(n) for n in numbers]
+    if not any(groups):
+        return None, None, None, None
+    if groups[0] > 1:
+        return "full", None, "uniform", groups[0]
+    return "full", None, "block", sum(groups)
+
+
+def _configure(config):
+    """Gives a TransformerConfig recoup's options; an error where it has others of its own."""
+    granularity, modules, method, num_layers = _options(config.num_layers)
+    if granularity is None:
+        return
+    wanted = dict(recompute_granularity=granularity, recompute_modules=modules,
+                  recompute_method=method, recompute_num_layers=num_layers)
+    for field, value in wanted.items():
+        own = getattr(config, field)
+        if own is None:
+            setattr(config, field, value)
+        elif (set(own) if isinstance(own, list) else own) != (
+                set(value) if isinstance(value, list) else value):
+            raise ValueError(f"recoup: its configuration means {field}={value}, but the job sets "
+                             f"{field}={own}; set it in one place")
+
+
+def install():
+    """Lets recoup's configuration (see the top of this file) decide. Does nothing where there is none."""
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    if os.environ.get("RECOUP_ENGINE") == "recoup":
+        use_engine()
+    if not (os.environ.get("RECOUP_CONFIG") or os.environ.get("RECOUP_RECOMPUTE_MLP_NUM_LAYERS")):
+        return
+    if hasattr(TransformerLayer.__init__, "recoup"):
+        return
+
+    post_init, init = TransformerConfig.__post_init__, TransformerLayer.__init__
+
+    @functools.wraps(post_init)
+    def configured(self):
+        _configure(self)
+        post_init(self)
+
+    @functools.wraps(init)
+    def decided(self, config, *args, **kwargs):
+        whole_model = config.recompute_modules
+        if config.recompute_granularity == "selective":
+            config.recompute_modules = _LayerModules(self, config.num_layers)
+        try:
+            init(self, config, *args, **kwargs)
+        finally:
+            config.recompute_modules = whole_model
+        _policy(config.num_layers, True).layer(self.layer_number, isinstance(self.mlp, MoELayer))
+
+    decided.recoup = True
+    TransformerConfig.__post_init__ = configured
+    TransformerLayer.__init__ = decided
+
+
+def _has_megatron():
+    try:
+        return importlib.util.find_spec("megatron.core") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if _has_megatron():
+    install()
