@@ -14,7 +14,7 @@ export RECOUP_DEPS=$deps RECOUP_BUILD=$build
 say() { printf '== %s\n' "$*"; }
 
 install_packages() {
-  local wanted=(g++ cmake ninja-build python3-venv libyaml-cpp-dev libgtest-dev libgmock-dev
+  local wanted=(g++ cmake ninja-build python3-venv python3-dev libyaml-cpp-dev libgtest-dev libgmock-dev
                 libbenchmark-dev libcli11-dev nlohmann-json3-dev libgloo-dev bible-kjv)
   local missing=() p
   for p in "${wanted[@]}"; do

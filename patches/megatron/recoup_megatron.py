@@ -180,16 +180,17 @@ def _configure(config):
 
 
 def install():
-    """Lets recoup's configuration (see the top of this file) decide. Does nothing where there is none."""
-    from megatron.core.transformer.moe.moe_layer import MoELayer
+    """Lets the environment (see the top of this file) decide. Does nothing where it says nothing."""
+    # No other part of Megatron here: this may run while Megatron is being imported.
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
 
-    if os.environ.get("RECOUP_ENGINE") == "recoup":
-        use_engine()
-    if not (os.environ.get("RECOUP_CONFIG") or os.environ.get("RECOUP_RECOMPUTE_MLP_NUM_LAYERS")):
-        return
-    if hasattr(TransformerLayer.__init__, "recoup"):
+    engine = os.environ.get("RECOUP_ENGINE", "megatron")
+    if engine not in ("megatron", "recoup"):
+        raise ValueError(f"RECOUP_ENGINE={engine}: allowed are megatron and recoup")
+    decides = bool(os.environ.get("RECOUP_CONFIG")
+                   or os.environ.get("RECOUP_RECOMPUTE_MLP_NUM_LAYERS"))
+    if hasattr(TransformerLayer.__init__, "recoup") or not (decides or engine == "recoup"):
         return
 
     post_init, init = TransformerConfig.__post_init__, TransformerLayer.__init__
@@ -200,19 +201,25 @@ def install():
         post_init(self)
 
     @functools.wraps(init)
-    def decided(self, config, *args, **kwargs):
+    def constructed(self, config, *args, **kwargs):
+        from megatron.core.transformer.moe.moe_layer import MoELayer
+
+        if engine == "recoup":
+            use_engine()
         whole_model = config.recompute_modules
-        if config.recompute_granularity == "selective":
+        if decides and config.recompute_granularity == "selective":
             config.recompute_modules = _LayerModules(self, config.num_layers)
         try:
             init(self, config, *args, **kwargs)
         finally:
             config.recompute_modules = whole_model
-        _policy(config.num_layers, True).layer(self.layer_number, isinstance(self.mlp, MoELayer))
+        if decides:
+            _policy(config.num_layers, True).layer(self.layer_number, isinstance(self.mlp, MoELayer))
 
-    decided.recoup = True
-    TransformerConfig.__post_init__ = configured
-    TransformerLayer.__init__ = decided
+    constructed.recoup = True
+    TransformerLayer.__init__ = constructed
+    if decides:
+        TransformerConfig.__post_init__ = configured
 
 
 def _has_megatron():

@@ -1,0 +1,123 @@
+"""Patches megatron-core wheels, runs the checks on each, reverts, and compares with the original.
+
+    python tests/patches/megatron_versions.py [VERSION ...]
+
+Wheels go to $RECOUP_DEPS/megatron/VERSION (default: the user's cache), work is done on copies.
+"""
+import filecmp
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HERE = os.path.join(ROOT, "tests", "patches", "megatron")
+PATCHES = os.path.join(ROOT, "patches", "megatron")
+VERSIONS = ("0.13.1", "0.14.0", "0.15.3", "0.16.1")
+YAML = """
+recompute_granularity: selective
+recompute_modules: [core_attn, mlp]
+recompute_core_attn_num_layers: 3
+recompute_mlp_num_layers: 2
+"""
+
+
+def wheel(version):
+    """The folder of an installed, untouched wheel."""
+    cache = os.environ.get("RECOUP_DEPS") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "recoup")
+    folder = os.path.join(cache, "megatron", version)
+    if not os.path.isdir(folder):
+        with tempfile.TemporaryDirectory() as unpacked:
+            subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile",
+                            "--target", unpacked, f"megatron-core=={version}"], check=True)
+            os.makedirs(os.path.dirname(folder), exist_ok=True)
+            shutil.copytree(unpacked, folder + ".part", dirs_exist_ok=True)
+        os.rename(folder + ".part", folder)
+    return folder
+
+
+def run(command, tree, paths=(), **environment):
+    """The finished process of a Python command that imports Megatron from `tree`."""
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": os.pathsep.join([*paths, tree, HERE, PATCHES]), **environment})
+
+
+def patcher(command, tree):
+    done = subprocess.run([sys.executable, os.path.join(PATCHES, "patch.py"), command, tree],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def checks(file, tree, **environment):
+    """{check: passed} of a file of checks, run by pytest."""
+    done = run(["-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--rootdir", HERE,
+                os.path.join(HERE, file)], tree, **environment)
+    results = {name: outcome == "PASSED" for outcome, name in
+               re.findall(r"^(PASSED|FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)}
+    if not results or not all(results.values()):
+        print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
+    return results or {"ran": False}
+
+
+def same(left, right):
+    """diff -r, empty or not; bytecode aside."""
+    comparison = filecmp.dircmp(left, right, ignore=["__pycache__"])
+
+    def walk(c):
+        _, differ, errors = filecmp.cmpfiles(c.left, c.right, c.common_files, shallow=False)
+        return not (c.left_only or c.right_only or differ or errors) and all(
+            walk(sub) for sub in c.subdirs.values())
+
+    return walk(comparison)
+
+
+def verify(version):
+    """{check: passed} for one version."""
+    original = wheel(version)
+    with tempfile.TemporaryDirectory() as folder:
+        tree, reference = os.path.join(folder, "tree"), os.path.join(folder, "reference.pt")
+        shutil.copytree(original, tree, ignore=shutil.ignore_patterns("__pycache__"))
+        plain = run([os.path.join(HERE, "cpu_megatron.py"), reference], tree)
+        assert plain.returncode == 0, plain.stderr
+        results = {}
+
+        config = os.path.join(folder, "recoup.yaml")
+        with open(config, "w") as file:
+            file.write(YAML)
+        autoload = [os.path.join(PATCHES, "autoload")]
+        for engine in ("megatron", "recoup"):
+            for name, passed in checks("runtime_checks.py", tree, paths=autoload, RECOUP_CONFIG=config,
+                                       RECOUP_ENGINE=engine, MEGATRON_REFERENCE=reference).items():
+                results[f"run time, {engine}'s engine: {name}"] = passed
+
+        patcher("apply", tree)
+        results["applied twice is applied once"] = patcher("apply", tree) == "nothing to do\n"
+        for name, passed in checks("patched_checks.py", tree, MEGATRON_REFERENCE=reference).items():
+            results[f"patched: {name}"] = passed
+        patcher("revert", tree)
+        results["reverted: diff -r is empty"] = same(tree, original)
+        return results
+
+
+def main():
+    versions = sys.argv[1:] or VERSIONS
+    table = {}
+    for version in versions:
+        for name, passed in verify(version).items():
+            table.setdefault(name, {})[version] = passed
+    width = max(map(len, table))
+    print(f"{'':{width}}  " + "  ".join(f"{v:>7}" for v in versions))
+    for name, row in table.items():
+        print(f"{name:{width}}  " + "  ".join(
+            f"{'ok' if row.get(v) else 'FAILED':>7}" for v in versions))
+    return 0 if all(row.get(v) for row in table.values() for v in versions) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
