@@ -25,9 +25,9 @@ c10::SmallVector<at::Device, 2> devices_of(const std::vector<at::Tensor>& inputs
 
 RngWatch::RngWatch(const std::vector<at::Tensor>& inputs, bool preserve_rng) {
   if (!preserve_rng) return;
-  before_.push_back(RngState::of(at::globalContext().defaultGenerator(at::kCPU)));
+  before_.emplace_back(at::globalContext().defaultGenerator(at::kCPU));
   for (const auto& device : devices_of(inputs)) {
-    before_.push_back(RngState::of(at::globalContext().defaultGenerator(device)));
+    before_.emplace_back(at::globalContext().defaultGenerator(device));
   }
 }
 
@@ -59,8 +59,10 @@ Ambient::Ambient(const std::vector<at::Tensor>& inputs) {
 
 ScopedAmbient::ScopedAmbient(const Ambient& ambient) {
   for (const auto& then : ambient.autocast_) {
-    autocast_before_.push_back({then.device, at::autocast::is_autocast_enabled(then.device),
-                                at::autocast::get_autocast_dtype(then.device)});
+    const Ambient::Autocast now{then.device, at::autocast::is_autocast_enabled(then.device),
+                                at::autocast::get_autocast_dtype(then.device)};
+    if (now.enabled == then.enabled && now.dtype == then.dtype) continue;
+    autocast_before_.push_back(now);
     at::autocast::set_autocast_enabled(then.device, then.enabled);
     at::autocast::set_autocast_dtype(then.device, then.dtype);
   }

@@ -27,20 +27,17 @@ std::recursive_mutex& exclusive_to(const at::Generator& generator) {
 
 }  // namespace
 
-RngState RngState::of(const at::Generator& generator) {
-  RngState state;
-  state.generator_ = generator;
+RngState::RngState(const at::Generator& generator) : generator_(generator) {
   const Guard guard(mutex_of(generator));
   if (generator.device().is_cpu()) {
     auto* impl = cpu_impl(generator);
-    state.cpu_ = Cpu{impl->engine(), impl->next_float_normal_sample(),
-                     impl->next_double_normal_sample()};
+    cpu_.emplace(Cpu{impl->engine(), impl->next_float_normal_sample(),
+                     impl->next_double_normal_sample()});
   } else if (cuda_rng::capturing(generator)) {
-    state.captured_ = cuda_rng::save(generator);
+    captured_ = cuda_rng::save(generator);
   } else {
-    state.bytes_ = generator.get_state();
+    bytes_ = generator.get_state();
   }
-  return state;
 }
 
 bool RngState::drawn_since() const {
@@ -78,7 +75,7 @@ void RngState::restore() const {
 }
 
 ScopedRng::ScopedRng(const RngState& state)
-    : exclusive_(exclusive_to(state.generator())), before_(RngState::of(state.generator())) {
+    : exclusive_(exclusive_to(state.generator())), before_(state.generator()) {
   if (cuda_rng::capturing(state.generator())) {
     captured_before_ = state.generator().graphsafe_get_state();
   }

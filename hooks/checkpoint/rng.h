@@ -14,7 +14,7 @@ namespace recoup {
 // The state of one generator at one time.
 class RngState {
  public:
-  static RngState of(const at::Generator& generator);
+  explicit RngState(const at::Generator& generator);
 
   // Whether the generator's state differs from this one: random numbers were drawn since.
   bool drawn_since() const;

@@ -62,7 +62,7 @@ class Replay {
   template <class... Args>
   explicit Replay(bool early_stop, Args&&... args)
       : host_(std::forward<Args>(args)...), early_stop_(early_stop) {
-    slots_.reserve(8);
+    slots_.reserve(6);  // an MLP's: the inputs and weights of fc1 and fc2, and the activation's input
   }
 
   Host& host() { return host_; }
