@@ -127,10 +127,17 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
     if (!override.ok()) return fail(RECOUP_BAD_CONFIG, override.error().text, error, size);
 
     std::string path = host->config_path != nullptr ? host->config_path : "";
-    if (path.empty()) {
-      if (const char* variable = std::getenv("RECOUP_CONFIG")) path = variable;
+    const char* yaml = RECOUP_HAS(host, config_yaml) ? host->config_yaml : nullptr;
+    if (!path.empty() && yaml != nullptr) {
+      return fail(RECOUP_BAD_CONFIG, path + ": given beside options of the host's own; allowed is "
+                  "one of the two", error, size);
     }
-    auto config = path.empty() ? Result<Config>(Config()) : load_config(path);
+    if (const char* variable = std::getenv("RECOUP_CONFIG"); path.empty() && yaml == nullptr) {
+      if (variable != nullptr) path = variable;
+    }
+    auto config = yaml != nullptr  ? parse_config(yaml, "options")
+                  : !path.empty() ? load_config(path)
+                                  : Result<Config>(Config());
     if (!config.ok()) return fail(RECOUP_BAD_CONFIG, config.error().text, error, size);
 
     auto policy = Policy::create(config.value(), override.value(), model_of(*host));

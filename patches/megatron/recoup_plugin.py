@@ -24,7 +24,8 @@ class _Host(c.Structure):
     _fields_ = [("struct_size", c.c_size_t), ("name", c.c_char_p), ("torch_version", c.c_char_p),
                 ("config_path", c.c_char_p), ("rank", c.c_int32), ("num_layers", c.c_int64),
                 ("stage_num_layers", c.c_int64), ("modules", c.c_uint32), ("log", _Log),
-                ("log_user", c.c_void_p), ("register_layer_hook", _Register), ("host", c.c_void_p)]
+                ("log_user", c.c_void_p), ("register_layer_hook", _Register), ("host", c.c_void_p),
+                ("config_yaml", c.c_char_p)]
 
 
 class _Plugin(c.Structure):
@@ -74,7 +75,7 @@ class Policy:
         self._register = _Register(register)
         host = _Host(c.sizeof(_Host), name.encode(), None, config.encode() if config else None, rank,
                      num_layers, stage_num_layers, sum(1 << MODULES.index(m) for m in modules),
-                     self._log, None, self._register, None)
+                     self._log, None, self._register, None, None)
         self._plugin = c.c_void_p()
         self._check(lambda error: self._api.init(c.byref(self._plugin), c.byref(host), error,
                                                  _ERROR_SIZE))

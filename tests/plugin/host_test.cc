@@ -97,6 +97,17 @@ TEST_F(PolicyPlugin, TheConfigurationMayComeFromTheEnvironment) {
   EXPECT_TRUE(recoup::Host(RECOUP_POLICY_PLUGIN, options_).layer({1}).recompute_mlp());
 }
 
+TEST_F(PolicyPlugin, TheConfigurationMayBeTheHostsOwnOptions) {
+  options_.config_yaml = std::string(kMlp) + "recompute_mlp_num_layers: 1\n";
+  const recoup::Host recoup(RECOUP_POLICY_PLUGIN, options_);
+  EXPECT_TRUE(recoup.layer({1}).recompute_mlp());
+  EXPECT_FALSE(recoup.layer({2}).recompute_mlp());
+  options_.config_yaml = std::string(kMlp) + "recompute_mlp_num_layers: 0\n";
+  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("options:3:1: recompute_mlp_num_layers: must be >= 1"));
+  options_.config_path = file(kMlp);
+  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("allowed is one of the two"));
+}
+
 TEST_F(PolicyPlugin, BadConfigurationsNameFileLineAndKey) {
   options_.config_path = file(std::string(kMlp) + "recompute_mlp_num_layers: x\n");
   EXPECT_THAT(error(RECOUP_POLICY_PLUGIN),

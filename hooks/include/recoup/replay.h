@@ -105,6 +105,9 @@ class Replay {
   // Forward: it has returned.
   void seal() { sealed_ = true; }
 
+  // Recompute: whether the slot is the last one wanted, or beyond it.
+  bool is_last(std::size_t index) const { return index + 1 >= end_; }
+
   // Recompute: the forward saves its next tensor. Throws EarlyStop where all that is wanted is in.
   void refill(const Tensor& tensor) {
     if (!problem_.empty()) {

@@ -32,6 +32,7 @@ struct HostOptions {
   std::string name;
   std::optional<std::string> torch_version;  // TORCH_VERSION, or none
   std::string config_path;                   // empty: RECOUP_CONFIG or none
+  std::string config_yaml;                   // the options themselves, in place of a file
   int rank = 0;
   std::int64_t num_layers = 0;
   std::int64_t stage_num_layers = 0;
@@ -79,6 +80,7 @@ class Layer {
  public:
   Layer() = default;
 
+  std::int64_t number() const { return decision_.layer_number; }
   bool recompute_mlp() const { return decision_.recompute_mlp != 0; }
   bool mlp_activation_only() const { return decision_.mlp_activation_only != 0; }
   bool recomputes(recoup_module module) const { return (decision_.recompute_modules & module) != 0; }
@@ -219,6 +221,7 @@ class Host {
     host.name = options.name.c_str();
     host.torch_version = options.torch_version ? options.torch_version->c_str() : nullptr;
     host.config_path = options.config_path.empty() ? nullptr : options.config_path.c_str();
+    host.config_yaml = options.config_yaml.empty() ? nullptr : options.config_yaml.c_str();
     host.rank = options.rank;
     host.num_layers = options.num_layers;
     host.stage_num_layers = options.stage_num_layers;

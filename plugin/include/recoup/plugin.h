@@ -102,6 +102,8 @@ typedef struct recoup_host_v1 {
   /* Keeps the hook for the layers to come; called once, from init. */
   recoup_status (*register_layer_hook)(void* host, recoup_layer_hook hook, void* plugin);
   void* host;
+  const char* config_yaml; /* the options themselves, in place of a file; null: see config_path.
+                              Errors call it "options". Both given is an error */
 } recoup_host_v1;
 
 /* A part of the model to checkpoint: its forward, which is run once now and once in backward.

@@ -1,0 +1,30 @@
+// Activation checkpointing for InfiniTrain's autograd, by recoup: recoup/replay.h on FunctionCtx's
+// saved-tensor hooks.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace infini_train {
+class Tensor;
+}
+
+namespace infini_train::autograd::recompute {
+
+using Tensors = std::vector<std::shared_ptr<Tensor>>;
+
+// Runs forward(inputs), keeping only the inputs until backward, which runs forward again up to the
+// last tensor it needs: the function that only saves its inputs last (an MLP's second projection) does
+// not run again. forward must compute the same thing each time, and not modify its inputs.
+Tensors Checkpoint(std::function<Tensors(const Tensors &)> forward, const Tensors &inputs, const std::string &name);
+
+// Called by Function::Apply with the inputs that a forward is about to compute with. During a rerun
+// that needs no more than these, it takes them and ends the rerun.
+void BeforeForward(const Tensors &inputs);
+
+// Whether this thread is in a rerun: functions save their tensors then, but build no graph.
+bool IsRerunning();
+
+} // namespace infini_train::autograd::recompute
