@@ -2,6 +2,7 @@
 // checkpoint engine. Every function catches everything: no exception crosses the interface.
 #include "recoup/plugin.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +15,7 @@
 #ifdef RECOUP_WITH_ENGINE
 #include <torch/version.h>
 
+#include "observer.h"
 #include "recoup/checkpoint.h"
 #endif
 
@@ -22,9 +24,13 @@ namespace {
 
 struct Plugin {
   Policy policy;
+  std::uint32_t host_modules;
   bool logs;
   recoup_log_fn log;
   void* log_user;
+#ifdef RECOUP_WITH_ENGINE
+  std::shared_ptr<Observer> observer{};  // null: nobody asked
+#endif
 
   void say(recoup_log_level level, const std::string& line) const {
     if (!logs) return;
@@ -79,7 +85,7 @@ Model model_of(const recoup_host_v1& host) {
 
 recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size_t size) {
   try {
-    if (opaque == nullptr || layer == nullptr || !RECOUP_HAS(layer, mlp_activation_only)) {
+    if (opaque == nullptr || layer == nullptr || !RECOUP_HAS(layer, profile)) {
       return fail(RECOUP_INVALID_ARGUMENT, "recoup: the layer hook needs a plugin and a layer of " +
                   std::to_string(sizeof(recoup_layer_v1)) + " bytes", error, size);
     }
@@ -102,6 +108,19 @@ recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size
     layer->full_group = plugin.policy.full_group(asked);
     layer->mlp_activation_only =
         layer->recompute_mlp && plugin.policy.mlp_level() == MlpLevel::kActivation;
+    layer->distribute_saved_activations = plugin.policy.config().distribute_saved_activations;
+    layer->profile = 0;
+#ifdef RECOUP_WITH_ENGINE
+    if (plugin.observer && plugin.observer->profiles()) {
+      // Everything goes through run_checkpoint() to be measured, nothing is recomputed.
+      layer->profile = 1;
+      layer->recompute_modules = plugin.host_modules & ~RECOUP_MLP_ACTIVATION;
+      layer->recompute_mlp = layer->is_moe == 0 && (plugin.host_modules & RECOUP_MLP) != 0;
+      layer->full_group = 0;
+      layer->mlp_activation_only = layer->distribute_saved_activations = 0;
+      return RECOUP_OK;
+    }
+#endif
     plugin.say(RECOUP_LOG_INFO, plugin.policy.describe(asked));
     return RECOUP_OK;
   } catch (const std::exception& e) {
@@ -144,7 +163,10 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
     if (!policy.ok()) return fail(RECOUP_BAD_CONFIG, policy.error().text, error, size);
 
     auto plugin = std::make_unique<Plugin>(
-        Plugin{policy.value(), host->rank == 0, host->log, host->log_user});
+        Plugin{policy.value(), host->modules, host->rank == 0, host->log, host->log_user});
+#ifdef RECOUP_WITH_ENGINE
+    plugin->observer = Observer::from_environment(host->rank);
+#endif
     if (!path.empty()) plugin->say(RECOUP_LOG_INFO, "recoup: options from " + path);
     for (const auto& notice : plugin->policy.notices()) {
       plugin->say(RECOUP_LOG_WARNING, "recoup: " + notice);
@@ -164,47 +186,64 @@ void finalize(void* plugin) { delete static_cast<Plugin*>(plugin); }
 
 #ifdef RECOUP_WITH_ENGINE
 
-// A host's region as a forward of the engine; releases it when the last copy goes.
-class HostForward {
+// A host's region; released when the last function made of it goes.
+class HostRegion {
  public:
-  explicit HostForward(const recoup_region_v1& region)
-      : user_(region.user, region.release), forward_(region.forward) {}
+  using Function = decltype(recoup_region_v1::forward);
 
-  Tensors operator()(const Tensors& inputs) const {
-    Tensors outputs;
-    std::exception_ptr exception;
-    if (forward_(user_.get(), &inputs, &outputs, &exception) != 0) {
-      // Among them EarlyStop, which ends a recompute: the engine's own exception comes back to it.
-      if (exception) std::rethrow_exception(exception);
-      throw std::runtime_error("recoup: the host's forward failed without an exception");
-    }
-    return outputs;
+  explicit HostRegion(const recoup_region_v1& region) : user_(region.user, region.release) {}
+
+  // One of the region's functions, as the engine calls it.
+  Forward function(Function f) const {
+    return [user = user_, f](const Tensors& in) {
+      Tensors out;
+      std::exception_ptr exception;
+      if (f(user.get(), &in, &out, &exception) != 0) {
+        // Among them EarlyStop, which ends a recompute: the engine's own exception comes back to it.
+        if (exception) std::rethrow_exception(exception);
+        throw std::runtime_error("recoup: the host's function failed without an exception");
+      }
+      return out;
+    };
   }
 
  private:
   std::shared_ptr<void> user_;
-  decltype(recoup_region_v1::forward) forward_;
 };
 
-recoup_status run_checkpoint(void* plugin, const recoup_region_v1* region, const void* inputs,
+recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const void* inputs,
                              void* outputs, void* exception, char* error, size_t size) {
   try {
     if (region == nullptr || !RECOUP_HAS(region, release) || region->forward == nullptr ||
         region->release == nullptr) {
       return fail(RECOUP_INVALID_ARGUMENT,
                   "recoup: checkpoint needs a region of at least " +
-                      std::to_string(sizeof(recoup_region_v1)) + " bytes with forward and release",
+                      std::to_string(offsetof(recoup_region_v1, keep)) +
+                      " bytes with forward and release",
                   error, size);
     }
-    const HostForward forward(*region);
-    if (plugin == nullptr || inputs == nullptr || outputs == nullptr || exception == nullptr) {
+    const HostRegion host(*region);
+    if (opaque == nullptr || inputs == nullptr || outputs == nullptr || exception == nullptr) {
       return fail(RECOUP_INVALID_ARGUMENT,
                   "recoup: checkpoint needs plugin, inputs, outputs and exception", error, size);
     }
+    const auto& plugin = *static_cast<const Plugin*>(opaque);
+    const auto& in = *static_cast<const Tensors*>(inputs);
+    auto& out = *static_cast<Tensors*>(outputs);
+    const std::string name = region->name != nullptr ? region->name : "region";
+    auto forward = host.function(region->forward);
+    if (plugin.observer && plugin.observer->profiles()) {
+      out = plugin.observer->measure(name, forward, in);
+      return RECOUP_OK;
+    }
     CheckpointOptions options;
-    if (region->name != nullptr) options.name = region->name;
-    *static_cast<Tensors*>(outputs) =
-        checkpoint(forward, *static_cast<const Tensors*>(inputs), options);
+    options.name = name;
+    if (RECOUP_HAS(region, restore) && region->keep != nullptr && region->restore != nullptr) {
+      options.keep = host.function(region->keep);
+      options.restore = host.function(region->restore);
+    }
+    if (plugin.observer) forward = plugin.observer->traced(name, std::move(forward));
+    out = checkpoint(std::move(forward), in, options);
     return RECOUP_OK;
   } catch (...) {
     if (exception != nullptr) {

@@ -56,13 +56,12 @@ class Version {
   std::uint32_t saved_;
 };
 
-// An input kept from forward to backward.
+// A tensor kept from forward to backward.
 class SavedInput {
  public:
   explicit SavedInput(const at::Tensor& t) {
     if (!t.defined()) return;
     version_.emplace(t);
-    requires_grad_ = t.requires_grad();
     // Within another region (or Python hooks) the input is that region's to drop and recompute.
     hooks_ = at::SavedTensorDefaultHooks::is_enabled() ? current_hooks() : nullptr;
     if (hooks_) {
@@ -74,8 +73,8 @@ class SavedInput {
     }
   }
 
-  // The input as a leaf of the rerun's own graph. Throws where it was modified since.
-  at::Tensor leaf(const std::string& region, std::size_t index) {
+  // The tensor's data. Throws where it was modified since.
+  at::Tensor data(const std::string& region, std::size_t index) {
     if (!version_) return {};
     if (const auto why = version_->changed(); !why.empty()) {
       const auto what = data_.defined()
@@ -83,14 +82,11 @@ class SavedInput {
                             : std::string();
       throw ReplayError("recoup: " + region + ": input " + std::to_string(index) + what + " " + why);
     }
-    auto leaf = (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
-    if (requires_grad_) leaf.set_requires_grad(true);
-    return leaf;
+    return (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
   }
 
  private:
   std::optional<Version> version_;
-  bool requires_grad_ = false;
   std::unique_ptr<SavedVariableHooks> hooks_;
   at::Tensor data_;
 };
@@ -122,8 +118,20 @@ class TorchHost {
         forward_(std::move(forward)),
         options_(options),
         ambient_(inputs) {
-    inputs_.reserve(inputs.size());
-    for (const auto& input : inputs) inputs_.emplace_back(input);
+    TORCH_CHECK(!options.keep == !options.restore, "recoup: keep and restore go together");
+    for (const auto& input : inputs) {
+      requires_grad_.push_back(input.defined() && input.requires_grad());
+    }
+    const auto save = [this](const Tensors& tensors) {
+      inputs_.reserve(tensors.size());
+      for (const auto& t : tensors) inputs_.emplace_back(t);
+    };
+    if (options.keep) {
+      const at::NoGradGuard no_grad;
+      save(options.keep(inputs));
+    } else {
+      save(inputs);
+    }
   }
 
   static c10::weak_intrusive_ptr<c10::StorageImpl> no_storage() {
@@ -220,7 +228,8 @@ class TorchHost {
   Forward forward_;
   CheckpointOptions options_;
   Ambient ambient_;
-  std::vector<SavedInput> inputs_;
+  std::vector<SavedInput> inputs_;  // or what keep() made of them
+  std::vector<bool> requires_grad_;  // of each of the forward's inputs
   std::vector<Done> rerun_done_;
 };
 
@@ -291,7 +300,15 @@ void TorchHost::rerun() {
   Tensors leaves;
   leaves.reserve(inputs_.size());
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
-    leaves.push_back(inputs_[i].leaf(options_.name, i));
+    leaves.push_back(inputs_[i].data(options_.name, i));
+  }
+  if (options_.restore) {
+    const at::NoGradGuard no_grad;
+    leaves = options_.restore(leaves);
+    for (auto& leaf : leaves) leaf = leaf.defined() ? leaf.detach() : leaf;
+  }
+  for (std::size_t i = 0; i < leaves.size(); ++i) {
+    if (requires_grad_.at(i)) leaves[i].set_requires_grad(true);  // of the rerun's own graph
   }
   // What this backward recomputes and does not read goes when it ends.
   if (torch::autograd::get_current_graph_task_id() != -1) {

@@ -13,7 +13,8 @@ class _Layer(c.Structure):
     _fields_ = [("struct_size", c.c_size_t), ("layer_number", c.c_int64), ("is_moe", c.c_int32),
                 ("stage_offset", c.c_int64), ("recompute_mlp", c.c_int32),
                 ("recompute_modules", c.c_uint32), ("full_group", c.c_int64),
-                ("mlp_activation_only", c.c_int32)]
+                ("mlp_activation_only", c.c_int32), ("distribute_saved_activations", c.c_int32),
+                ("profile", c.c_int32)]
 
 
 _Hook = c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(_Layer), c.c_char_p, c.c_size_t)

@@ -89,9 +89,12 @@ TEST_F(TorchPlugin, ARegionIsReleasedOnceWhateverHappens) {
   void* library = dlopen(RECOUP_PLUGIN, RTLD_NOW);
   const auto* api = reinterpret_cast<recoup_entry>(dlsym(library, RECOUP_ENTRY_SYMBOL))(1);
   int released = 0;
-  recoup_region_v1 region{sizeof(region), "r", &released,
-                          [](void*, const void*, void*, void*) -> std::int32_t { return 1; },
-                          [](void* user) { ++*static_cast<int*>(user); }};
+  recoup_region_v1 region{};
+  region.struct_size = offsetof(recoup_region_v1, keep);  // a host of before keep and restore
+  region.name = "r";
+  region.user = &released;
+  region.forward = [](void*, const void*, void*, void*) -> std::int32_t { return 1; };
+  region.release = [](void* user) { ++*static_cast<int*>(user); };
   std::vector<at::Tensor> in{at::ones({1})}, out;
   std::exception_ptr exception;
   char error[256] = "";
@@ -99,13 +102,21 @@ TEST_F(TorchPlugin, ARegionIsReleasedOnceWhateverHappens) {
             RECOUP_INVALID_ARGUMENT);
   EXPECT_EQ(released, 1);
   EXPECT_THAT(error, HasSubstr("checkpoint needs plugin"));
-  int any = 0;
-  EXPECT_EQ(api->checkpoint(&any, &region, &in, &out, &exception, error, sizeof(error)),
+  recoup_host_v1 host{};
+  host.struct_size = sizeof(host);
+  host.torch_version = TORCH_VERSION;
+  host.modules = RECOUP_MLP;
+  host.log = [](void*, recoup_log_level, const char*) {};
+  host.register_layer_hook = [](void*, recoup_layer_hook, void*) { return RECOUP_OK; };
+  void* plugin = nullptr;
+  ASSERT_EQ(api->init(&plugin, &host, error, sizeof(error)), RECOUP_OK) << error;
+  EXPECT_EQ(api->checkpoint(plugin, &region, &in, &out, &exception, error, sizeof(error)),
             RECOUP_CALLBACK_FAILED);
   EXPECT_EQ(released, 2);
   EXPECT_TRUE(exception != nullptr);
-  EXPECT_EQ(api->checkpoint(&any, nullptr, &in, &out, &exception, error, sizeof(error)),
+  EXPECT_EQ(api->checkpoint(plugin, nullptr, &in, &out, &exception, error, sizeof(error)),
             RECOUP_INVALID_ARGUMENT);
+  api->finalize(plugin);
 }
 
 }  // namespace

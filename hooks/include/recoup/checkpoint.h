@@ -59,6 +59,10 @@ struct CheckpointOptions {
   bool preserve_rng = true;
   // Whether the rerun ends at the last tensor that backward needs.
   bool early_stop = true;
+  // What is held in place of the inputs between forward and rerun, such as this rank's part of
+  // them: keep(inputs) is called without grad mode before the forward, restore(kept) before a rerun,
+  // and gives the inputs' values back. Both or none.
+  Forward keep, restore;
   // Outlives the region.
   const Runtime* runtime = &Runtime::cpp();
 };

@@ -54,22 +54,26 @@ struct Loaded {
   }
 };
 
-// A region's forward behind the C interface.
 template <class Tensors>
-struct Forward {
-  std::function<Tensors(const Tensors&)> run;
+using Function = std::function<Tensors(const Tensors&)>;
 
-  static std::int32_t call(void* user, const void* inputs, void* outputs, void* exception) noexcept {
+// A region's functions behind the C interface.
+template <class Tensors>
+struct Region {
+  Function<Tensors> forward, keep, restore;
+
+  template <Function<Tensors> Region::*function>
+  static std::int32_t call(void* user, const void* in, void* out, void* exception) noexcept {
     try {
-      *static_cast<Tensors*>(outputs) =
-          static_cast<Forward*>(user)->run(*static_cast<const Tensors*>(inputs));
+      *static_cast<Tensors*>(out) =
+          (static_cast<Region*>(user)->*function)(*static_cast<const Tensors*>(in));
       return 0;
     } catch (...) {
       *static_cast<std::exception_ptr*>(exception) = std::current_exception();
       return 1;
     }
   }
-  static void release(void* user) noexcept { delete static_cast<Forward*>(user); }
+  static void release(void* user) noexcept { delete static_cast<Region*>(user); }
 };
 
 }  // namespace detail
@@ -99,6 +103,9 @@ class Layer {
   template <class Tensor, class F, class G>
   Tensor mlp(F fc1, G rest, const Tensor& input) const {
     if (!recompute_mlp()) return rest(fc1(input));
+    if (decision_.profile != 0) {
+      return checkpoint("mlp.rest", std::move(rest), checkpoint("mlp.fc1", std::move(fc1), input));
+    }
     if (mlp_activation_only()) return checkpoint("mlp", std::move(rest), fc1(input));
     return checkpoint(
         "mlp",
@@ -120,18 +127,37 @@ class Layer {
         Tensors{input})[0];
   }
 
+  // For distribute_saved_activations: how this layer's checkpoints keep their inputs. keep takes a
+  // checkpoint's inputs and returns what to hold until backward; restore takes that and returns the
+  // inputs' values. Without it the option does nothing.
+  template <class Tensors>
+  void set_input_keeper(detail::Function<Tensors> keep, detail::Function<Tensors> restore) {
+    if (decision_.distribute_saved_activations == 0) return;
+    keeper_ = std::make_shared<detail::Region<Tensors>>(
+        detail::Region<Tensors>{nullptr, std::move(keep), std::move(restore)});
+  }
+
   // The same for several inputs and outputs. Throws what forward throws.
   template <class Tensors>
-  Tensors checkpoint_all(const std::string& part, std::function<Tensors(const Tensors&)> forward,
+  Tensors checkpoint_all(const std::string& part, detail::Function<Tensors> forward,
                          const Tensors& inputs) const {
     if (loaded_ == nullptr || loaded_->api->checkpoint == nullptr) {
       throw LoadError("recoup: this plugin has no checkpoint engine; load librecoup.so");
     }
+    using Region = detail::Region<Tensors>;
     const std::string name = "layer " + std::to_string(decision_.layer_number) + " " + part;
-    const recoup_region_v1 region{sizeof(region), name.c_str(),
-                                  new detail::Forward<Tensors>{std::move(forward)},
-                                  &detail::Forward<Tensors>::call,
-                                  &detail::Forward<Tensors>::release};
+    recoup_region_v1 region{};
+    region.struct_size = sizeof(region);
+    region.name = name.c_str();
+    const auto* keeper = static_cast<const Region*>(keeper_.get());
+    region.user = new Region{std::move(forward), keeper ? keeper->keep : nullptr,
+                             keeper ? keeper->restore : nullptr};
+    region.forward = &Region::template call<&Region::forward>;
+    region.release = &Region::release;
+    if (keeper != nullptr) {
+      region.keep = &Region::template call<&Region::keep>;
+      region.restore = &Region::template call<&Region::restore>;
+    }
     Tensors outputs;
     std::exception_ptr exception;
     char error[1024] = "";
@@ -146,6 +172,7 @@ class Layer {
   friend class Host;
   std::shared_ptr<detail::Loaded> loaded_;
   recoup_layer_v1 decision_{};
+  std::shared_ptr<void> keeper_;
 };
 
 class Host {

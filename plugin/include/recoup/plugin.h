@@ -80,6 +80,10 @@ typedef struct recoup_layer_v1 {
                                  checkpoint; 0: none starts here */
   int32_t mlp_activation_only; /* nonzero, beside recompute_mlp: checkpoint what follows fc1, so
                                   that fc1's output is kept and no GEMM is repeated */
+  int32_t distribute_saved_activations; /* nonzero: each tensor-parallel rank keeps only its part of
+                                           a checkpoint's input (recoup_region_v1.keep) */
+  int32_t profile; /* nonzero: nothing is recomputed; the plugin measures each part that the host
+                      sends through checkpoint() (environment variable RECOUP_PROFILE) */
 } recoup_layer_v1;
 
 /* The layer-construction hook. `plugin` is what came with it at registration. */
@@ -118,6 +122,12 @@ typedef struct recoup_region_v1 {
   int32_t (*forward)(void* user, const void* inputs, void* outputs, void* exception);
   /* Called exactly once, when the forward is no longer needed, also where checkpoint() fails. */
   void (*release)(void* user);
+  /* For distribute_saved_activations, else null, both or none. Before the forward keep() makes of
+   * its inputs what is held until the recompute (tensors without history, as few bytes as can
+   * be), and before the recompute restore() makes of that the inputs' values. Types and errors as
+   * for forward. */
+  int32_t (*keep)(void* user, const void* inputs, void* kept, void* exception);
+  int32_t (*restore)(void* user, const void* kept, void* inputs, void* exception);
 } recoup_region_v1;
 
 typedef struct recoup_plugin_v1 {
