@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -18,8 +19,8 @@ def text(tmp_path_factory):
     return str(path)
 
 
-def run_trainer(text, *flags, plugin=True, config=None, environment=None):
-    """Trains a tiny model; the trainer's report with its stderr."""
+def run_trainer(text, *flags, plugin=True, config=None, environment=None, processes=1):
+    """Trains a tiny model; the trainer's report with its stderr. Several processes through torchrun."""
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.json")
         command = [os.path.join(BUILD, "gpt_trainer"), "--text", text, "--report", report,
@@ -29,6 +30,9 @@ def run_trainer(text, *flags, plugin=True, config=None, environment=None):
             command += ["--plugin", os.path.join(BUILD, "librecoup.so")]
         if config:
             command += ["--config", str(config)]
+        if processes > 1:
+            command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--standalone",
+                       "--nproc-per-node", str(processes), *command]
         run = subprocess.run(command, capture_output=True, text=True,
                              env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
         assert run.returncode == 0, run.stderr

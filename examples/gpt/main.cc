@@ -17,6 +17,7 @@ struct Options {
   gpt::Config model;
   std::int64_t batch = 4, steps = 20, seed = 1;
   double learning_rate = 1e-3;
+  int tensor_parallel = 1;
   std::string text, plugin, config, device = "auto", report;
 };
 
@@ -26,7 +27,7 @@ Options parse(int argc, char** argv) {
   app.add_option("--text", o.text, "Text to train on")->required()->check(CLI::ExistingFile);
   app.add_option("--plugin", o.plugin, "recoup plugin to load, librecoup.so (none: no recompute)");
   app.add_option("--config", o.config, "YAML with the recompute options, for the plugin");
-  app.option_defaults()->always_capture_default();
+  app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
   const auto not_negative = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
   app.add_option("--layers", o.model.layers, "Transformer layers")->check(positive);
@@ -39,7 +40,9 @@ Options parse(int argc, char** argv) {
   app.add_option("--experts", o.model.experts, "Experts of an MoE layer")->check(positive);
   app.add_option("--dropout", o.model.dropout, "Dropout probability")
       ->check(CLI::Range(0.0, 0.99));
-  app.add_option("--batch", o.batch, "Sequences in a step")->check(positive);
+  app.add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share each layer; the others are data parallel")
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--batch", o.batch, "Sequences in a step of each data-parallel rank")->check(positive);
   app.add_option("--steps", o.steps, "Training steps")->check(positive);
   app.add_option("--seed", o.seed, "Random seed");
   app.add_option("--learning-rate", o.learning_rate, "AdamW's learning rate");
@@ -50,6 +53,9 @@ Options parse(int argc, char** argv) {
     app.parse(argc, argv);
     if (o.model.hidden % o.model.heads != 0) {
       throw CLI::ValidationError("--heads", "must divide --hidden");
+    }
+    if (o.tensor_parallel > 1 && o.model.moe_every > 0) {
+      throw CLI::ValidationError("--moe-every", "does not work with --tensor-parallel");
     }
   } catch (const CLI::ParseError& e) {
     std::exit(app.exit(e));
@@ -99,16 +105,21 @@ class Progress {
   bool terminal_;
 };
 
-int train(const Options& o) {
-  const at::Device device = o.device == "cpu" || (o.device == "auto" && !torch::cuda::is_available())
+int train(Options o) {
+  if (o.device == "auto") o.device = torch::cuda::is_available() ? "cuda" : "cpu";
+  const auto world = gpt::World::join(o.tensor_parallel, o.device);
+  const at::Device device = o.device == "cpu"
                                 ? at::Device(at::kCPU)
-                                : at::Device(at::kCUDA, 0);
+                                : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(world.local_rank));
+  const c10::OptionalDeviceGuard on_device(device);
+  o.model.tensor_parallel = world.tensor;
   recoup::Host recoup;
   if (!o.plugin.empty()) {
     recoup::HostOptions host;
     host.name = "gpt_trainer";
     host.torch_version = TORCH_VERSION;
     host.config_path = o.config;
+    host.rank = world.rank;
     host.num_layers = host.stage_num_layers = o.model.layers;
     host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE;
     recoup = recoup::Host(o.plugin, host);
@@ -128,7 +139,10 @@ int train(const Options& o) {
   double seconds = 0;
   for (std::int64_t step = 1; step <= o.steps; ++step) {
     optimizer.zero_grad();
-    const auto windows = text.windows(o.batch, o.model.context).to(device);
+    // All ranks draw all windows; each data-parallel rank takes its own.
+    const auto windows = text.windows(o.batch * world.data->size(), o.model.context)
+                             .narrow(0, o.batch * world.data->rank(), o.batch)
+                             .to(device);
     {
       const ActivationMeter meter(device.type());
       const auto logits = model->forward(windows.slice(1, 0, -1));
@@ -136,13 +150,19 @@ int train(const Options& o) {
       saved = meter.bytes();  // all that forward keeps, its results included
       loss.backward();
       peak = std::max(peak, meter.peak_bytes());
-      losses.push_back(loss.item<float>());
+      for (const auto& p : model->parameters()) {
+        if (world.data->size() > 1) world.data->all_reduce(p.mutable_grad().div_(world.data->size()));
+      }
+      auto mean = loss.detach().clone().div_(world.data->size());
+      world.data->all_reduce(mean);
+      losses.push_back(mean.item<float>());
     }
     optimizer.step();
-    tokens += o.batch * o.model.context;
+    tokens += o.batch * o.model.context * world.data->size();
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    progress.show(step, losses.back(), static_cast<double>(tokens) / seconds);
+    if (world.rank == 0) progress.show(step, losses.back(), static_cast<double>(tokens) / seconds);
   }
+  if (world.rank != 0) return 0;
   std::printf("loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
               "peak, on %s\n", losses.front().get<double>(), losses.back().get<double>(),
               static_cast<double>(tokens) / seconds, static_cast<long long>(saved),
@@ -151,6 +171,7 @@ int train(const Options& o) {
     std::ofstream(o.report) << nlohmann::json{{"losses", losses},
                                               {"saved_bytes", saved},
                                               {"peak_bytes", peak},
+                                              {"tensor_parallel_collectives", world.tensor->collectives()},
                                               {"tokens_per_second", static_cast<double>(tokens) / seconds}}
                                    .dump(2)
                             << "\n";

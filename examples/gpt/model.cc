@@ -5,16 +5,16 @@
 namespace gpt {
 
 AttentionImpl::AttentionImpl(const Config& c, recoup::Layer recoup)
-    : heads(c.heads), dropout(c.dropout), recoup(std::move(recoup)) {
-  qkv = register_module("qkv", torch::nn::Linear(c.hidden, 3 * c.hidden));
-  out = register_module("out", torch::nn::Linear(c.hidden, c.hidden));
+    : heads(c.heads / c.tensor_parallel->size()), dropout(c.dropout), recoup(std::move(recoup)) {
+  qkv = register_module("qkv", ColumnLinear(c.hidden, 3 * c.hidden, c.tensor_parallel, 3));
+  out = register_module("out", RowLinear(c.hidden, c.hidden, c.tensor_parallel));
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x) {
-  const auto batch = x.size(0), sequence = x.size(1), hidden = x.size(2);
-  // [batch, sequence, 3 * hidden] -> three of [batch, heads, sequence, hidden / heads]
+  const auto batch = x.size(0), sequence = x.size(1);
+  // [batch, sequence, 3 * heads * head size] -> three of [batch, heads, sequence, head size]
   const auto parts =
-      qkv(x).view({batch, sequence, 3, heads, hidden / heads}).permute({2, 0, 3, 1, 4}).unbind(0);
+      qkv(x).view({batch, sequence, 3, heads, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
   using Tensors = std::vector<at::Tensor>;
   const auto core = [p = dropout, training = is_training()](const Tensors& in) -> Tensors {
     const auto scores =
@@ -27,12 +27,12 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x) {
   const auto context = recoup.recomputes(RECOUP_CORE_ATTN)
                            ? recoup.checkpoint_all<Tensors>("core_attn", core, parts)[0]
                            : core(parts)[0];
-  return out(context.transpose(1, 2).reshape({batch, sequence, hidden}));
+  return out(context.transpose(1, 2).reshape({batch, sequence, -1}));
 }
 
 MlpImpl::MlpImpl(const Config& c) : dropout(c.dropout) {
-  fc1 = register_module("fc1", torch::nn::Linear(c.hidden, c.ffn));
-  fc2 = register_module("fc2", torch::nn::Linear(c.ffn, c.hidden));
+  fc1 = register_module("fc1", ColumnLinear(c.hidden, c.ffn, c.tensor_parallel));
+  fc2 = register_module("fc2", RowLinear(c.ffn, c.hidden, c.tensor_parallel));
 }
 
 at::Tensor MlpImpl::rest(const at::Tensor& h) {
@@ -59,8 +59,31 @@ at::Tensor MoeImpl::forward(const at::Tensor& x) {
   return out.view_as(x);
 }
 
+namespace {
+
+// distribute_saved_activations: each tensor-parallel rank keeps its part of a checkpoint's input, where
+// that is the same on all of them (one input: the MLP's or a layer's, not attention's three), and
+// gathers the whole before a recompute. An input that does not divide stays whole.
+void keep_parts(recoup::Layer& layer, const std::shared_ptr<Group>& group) {
+  using Tensors = std::vector<at::Tensor>;
+  layer.set_input_keeper<Tensors>(
+      [group](const Tensors& in) -> Tensors {
+        if (in.size() != 1 || in[0].numel() % group->size() != 0) return in;
+        return {in[0].reshape({group->size(), -1})[group->rank()].clone(), at::tensor(in[0].sizes())};
+      },
+      [group](const Tensors& kept) -> Tensors {
+        if (kept.size() != 2) return kept;
+        const auto* shape = kept[1].const_data_ptr<std::int64_t>();
+        return {group->all_gather(kept[0]).view(at::IntArrayRef(shape, kept[1].numel()))};
+      });
+}
+
+}  // namespace
+
 LayerImpl::LayerImpl(const Config& c, bool is_moe, recoup::Layer r)
     : dropout(c.dropout), recoup(std::move(r)) {
+  // fc1's output, which level `activation` keeps, is already each rank's own.
+  if (!recoup.mlp_activation_only()) keep_parts(recoup, c.tensor_parallel);
   const torch::nn::LayerNormOptions norm_options({c.hidden});
   norm1 = register_module("norm1", torch::nn::LayerNorm(norm_options));
   norm2 = register_module("norm2", torch::nn::LayerNorm(norm_options));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "parallel.h"
 #include "recoup/host.hpp"
 
 namespace gpt {
@@ -16,14 +17,16 @@ struct Config {
   std::int64_t moe_every = 0;  // every k-th layer is MoE; 0: none
   std::int64_t experts = 4;
   double dropout = 0.1;
+  std::shared_ptr<Group> tensor_parallel = std::make_shared<Group>();
 };
 
 // [batch, sequence, hidden] -> the same.
 struct AttentionImpl : torch::nn::Module {
   AttentionImpl(const Config& config, recoup::Layer recoup);
   at::Tensor forward(const at::Tensor& x);
-  torch::nn::Linear qkv{nullptr}, out{nullptr};
-  std::int64_t heads;
+  ColumnLinear qkv{nullptr};
+  RowLinear out{nullptr};
+  std::int64_t heads;  // on this rank
   double dropout;
   recoup::Layer recoup;
 };
@@ -33,7 +36,8 @@ struct MlpImpl : torch::nn::Module {
   explicit MlpImpl(const Config& config);
   at::Tensor forward(const at::Tensor& x) { return rest(fc1(x)); }
   at::Tensor rest(const at::Tensor& h);  // all that follows fc1
-  torch::nn::Linear fc1{nullptr}, fc2{nullptr};
+  ColumnLinear fc1{nullptr};
+  RowLinear fc2{nullptr};
   double dropout;
 };
 
