@@ -53,6 +53,14 @@ class Watch final : public HookScope {
   }
 
   std::int64_t bytes() const { return bytes_; }
+  // Of the inputs' storages, those that the forward did not save.
+  std::int64_t unsaved_input_bytes() const {
+    std::int64_t bytes = 0;
+    for (const auto* storage : inputs_) {
+      if (seen_.count(storage) == 0) bytes += static_cast<std::int64_t>(storage->nbytes());
+    }
+    return bytes;
+  }
   double last_saved_ms() const { return last_saved_ms_; }
 
  private:
@@ -63,7 +71,7 @@ class Watch final : public HookScope {
     const auto& base = t.is_view() ? t._base() : t;
     if (base.is_leaf() && base.requires_grad()) return;
     const auto* storage = t.storage().unsafeGetStorageImpl();
-    if (inputs_.count(storage) == 0 && seen_.insert(storage).second) {
+    if (seen_.insert(storage).second && inputs_.count(storage) == 0) {
       bytes_ += static_cast<std::int64_t>(storage->nbytes());
     }
   }
@@ -108,6 +116,7 @@ Tensors Observer::measure(const std::string& region, const Forward& forward, con
   auto& m = entry->second;
   m.input_bytes = 0;
   for (const auto& t : inputs) m.input_bytes += t.defined() ? static_cast<std::int64_t>(t.nbytes()) : 0;
+  m.extra_bytes = watch.unsaved_input_bytes();
   m.saved_bytes = watch.bytes();
   m.forward_ms.push_back(forward_ms);
   m.recompute_ms.push_back(watch.last_saved_ms());
@@ -159,6 +168,7 @@ void Observer::write() const {
       regions.push_back({{"layer", layer},
                          {"part", name.substr(name.rfind(' ') + 1)},
                          {"input_bytes", m.input_bytes},
+                         {"extra_bytes", m.extra_bytes},
                          {"saved_bytes", m.saved_bytes},
                          {"forward_ms", median(m.forward_ms)},
                          {"recompute_ms", median(m.recompute_ms)}});

@@ -37,6 +37,7 @@ class Observer : public std::enable_shared_from_this<Observer> {
   using Clock = std::chrono::steady_clock;
   struct Measured {
     std::int64_t input_bytes = 0;  // what a checkpoint keeps
+    std::int64_t extra_bytes = 0;  // of these, what the forward itself would not have saved
     std::int64_t saved_bytes = 0;  // what it would drop: saved, but no input and no parameter
     std::vector<double> forward_ms;
     std::vector<double> recompute_ms;  // from the start to the last tensor saved

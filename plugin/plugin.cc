@@ -107,7 +107,7 @@ recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size
     layer->recompute_mlp = (layer->recompute_modules & RECOUP_MLP) != 0;
     layer->full_group = plugin.policy.full_group(asked);
     layer->mlp_activation_only =
-        layer->recompute_mlp && plugin.policy.mlp_level() == MlpLevel::kActivation;
+        layer->recompute_mlp && plugin.policy.mlp_level(asked) == MlpLevel::kActivation;
     layer->distribute_saved_activations = plugin.policy.config().distribute_saved_activations;
     layer->profile = 0;
 #ifdef RECOUP_WITH_ENGINE

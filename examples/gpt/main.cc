@@ -171,6 +171,7 @@ int train(Options o) {
     std::ofstream(o.report) << nlohmann::json{{"losses", losses},
                                               {"saved_bytes", saved},
                                               {"peak_bytes", peak},
+                                              {"tokens_per_step", o.batch * o.model.context * world.data->size()},
                                               {"tensor_parallel_collectives", world.tensor->collectives()},
                                               {"tokens_per_second", static_cast<double>(tokens) / seconds}}
                                    .dump(2)

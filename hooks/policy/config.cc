@@ -85,6 +85,13 @@ class Reader {
     fail(key, "must be true or false, not " + shown(value));
   }
 
+  LayerSet expression(const std::string& key, const YAML::Node& value) const {
+    if (!value.IsScalar()) fail(key, "must be a layer expression, not " + shown(value));
+    auto set = LayerSet::parse(value.Scalar());
+    if (!set.ok()) fail(key, set.error().text);
+    return set.value();
+  }
+
   void modules(const std::string& key, const YAML::Node& value) {
     const std::string allowed = "a list of " + one_of(module_names()) + ", such as [core_attn, mlp]";
     if (!value.IsSequence()) fail(key, "must be " + allowed + ", not " + shown(value));
@@ -122,9 +129,11 @@ class Reader {
     };
     keys["recompute_modules"] = [this](auto& key, auto& value) { modules(key, value); };
     keys["mlp_recompute_level"] = [this](auto& key, auto& value) {
-      config_.mlp_level = word(key, value, {"full", "activation"}) == "full"
-                              ? MlpLevel::kFull
-                              : MlpLevel::kActivation;
+      config_.mlp_activation =
+          word(key, value, {"full", "activation"}) == "full" ? LayerSet::first(0) : LayerSet::all();
+    };
+    keys["mlp_activation_layers"] = [this](auto& key, auto& value) {
+      config_.mlp_activation = expression(key, value);
     };
     keys["recompute_layer_scope"] = [this](auto& key, auto& value) {
       config_.per_stage = word(key, value, {"global", "stage"}) == "stage";
@@ -138,10 +147,7 @@ class Reader {
         config_.layers[m] = LayerSet::first(count(key, value));
       };
       keys[stem + "_layers"] = [this, m](auto& key, auto& value) {
-        if (!value.IsScalar()) fail(key, "must be a layer expression, not " + shown(value));
-        auto set = LayerSet::parse(value.Scalar());
-        if (!set.ok()) fail(key, set.error().text);
-        config_.layers[m] = set.value();
+        config_.layers[m] = expression(key, value);
       };
     }
     return keys;
@@ -200,8 +206,11 @@ class Reader {
         fail(stem + "_layers", "set beside " + stem + "_num_layers; allowed is one of the two");
       }
     }
-    if (set("mlp_recompute_level")) {
-      require_module("mlp_recompute_level", "mlp", config_.has(Module::kMlp));
+    for (const char* key : {"mlp_recompute_level", "mlp_activation_layers"}) {
+      if (set(key)) require_module(key, "mlp", config_.has(Module::kMlp));
+    }
+    if (set("mlp_recompute_level") && set("mlp_activation_layers")) {
+      fail("mlp_activation_layers", "set beside mlp_recompute_level; allowed is one of the two");
     }
     for (const char* key : {"recompute_method", "recompute_num_layers"}) {
       if (set(key) && !full) fail(key, "requires recompute_granularity: full");

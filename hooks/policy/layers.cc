@@ -28,6 +28,7 @@ LayerSet LayerSet::all() {
 
 LayerSet LayerSet::first(std::int64_t n) {
   LayerSet set;
+  if (n == 0) return set;
   set.terms_.push_back({false, {1, false}, {n, false}, 1, 1});
   return set;
 }

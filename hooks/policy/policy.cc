@@ -88,8 +88,14 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
           std::to_string(named) + ", but there are " + std::to_string(policy.total_));
     }
   }
-  if (config.mlp_level == MlpLevel::kActivation && !model.mlp_activation) {
-    return Error{place_of(config, "mlp_recompute_level") +
+  const std::string level_key =
+      config.where.count("mlp_recompute_level") > 0 ? "mlp_recompute_level" : "mlp_activation_layers";
+  if (policy.total_ == 0 && config.mlp_activation.needs_total()) {
+    return Error{place_of(config, level_key) + ": counts from the last layer, but this host does not " +
+                 "say how many layers there are"};
+  }
+  if (config.mlp_activation.largest_named() > 0 && !model.mlp_activation) {
+    return Error{place_of(config, level_key) +
                  ": this host cannot recompute the activation alone; allowed is full"};
   }
   policy.config_ = std::move(config);
@@ -115,6 +121,11 @@ bool Policy::recomputes(Module module, const LayerInfo& layer) const {
       break;
   }
   return config_.layers_of(module).contains(number(layer), total_);
+}
+
+MlpLevel Policy::mlp_level(const LayerInfo& layer) const {
+  return config_.mlp_activation.contains(number(layer), total_) ? MlpLevel::kActivation
+                                                                : MlpLevel::kFull;
 }
 
 std::int64_t Policy::full_group(const LayerInfo& layer) const {

@@ -143,6 +143,13 @@ TEST(Config, FullAndSelectiveDoNotMix) {
                 .find("requires \"mlp\" in recompute_modules"), std::string::npos);
 }
 
+TEST(Config, LevelsAreOneOrEachLayers) {
+  EXPECT_NE(bad(std::string(kMlp) + "mlp_recompute_level: full\nmlp_activation_layers: 1\n")
+                .find("x.yaml:4:1: mlp_activation_layers: set beside mlp_recompute_level"),
+            std::string::npos);
+  EXPECT_TRUE(good(std::string(kMlp) + "mlp_activation_layers: 2-3\n").mlp_activation.contains(3, 0));
+}
+
 TEST(Config, BrokenYamlHasAPlace) {
   EXPECT_EQ(bad("recompute_modules: [mlp\n").find("x.yaml:2:1: not valid YAML"), 0u);
   EXPECT_NE(bad("- a\n- b\n").find("must be a mapping"), std::string::npos);

@@ -129,7 +129,11 @@ TEST(Policy, AsksOnlyForWhatTheHostHas) {
 
 TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
   const auto c = mlp("mlp_recompute_level: activation\n");
-  EXPECT_EQ(policy(c).mlp_level(), MlpLevel::kActivation);
+  EXPECT_EQ(policy(c).mlp_level(layer(1)), MlpLevel::kActivation);
+  EXPECT_EQ(policy(mlp()).mlp_level(layer(1)), MlpLevel::kFull);
+  const auto mixed = policy(mlp("mlp_activation_layers: 3-\n"));
+  EXPECT_EQ(mixed.mlp_level(layer(2)), MlpLevel::kFull);
+  EXPECT_EQ(mixed.mlp_level(layer(3)), MlpLevel::kActivation);
   EXPECT_EQ(Policy::create(c, {}, {24, 24, {}, false}).error().text,
             "x.yaml:3:1: mlp_recompute_level: this host cannot recompute the activation alone; "
             "allowed is full");

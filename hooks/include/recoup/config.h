@@ -41,7 +41,8 @@ struct Config {
   std::optional<std::int64_t> num_layers;        // full only, >= 1
   std::array<bool, kModuleCount> modules{};      // selective only
   std::array<LayerSet, kModuleCount> layers;     // which layers each listed module means
-  MlpLevel mlp_level = MlpLevel::kFull;
+  // The layers whose recomputed MLP is at level kActivation; the others are at kFull.
+  LayerSet mlp_activation = LayerSet::first(0);
   // Whether layer numbers count from the first layer of the model or of the pipeline stage.
   bool per_stage = false;
   // Whether each tensor-parallel rank keeps only its part of a checkpoint's input.

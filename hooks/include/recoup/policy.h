@@ -51,7 +51,8 @@ class Policy {
   // 0 where none starts here.
   std::int64_t full_group(const LayerInfo& layer) const;
 
-  MlpLevel mlp_level() const { return config_.mlp_level; }
+  // What a recomputed MLP of this layer keeps.
+  MlpLevel mlp_level(const LayerInfo& layer) const;
   const Config& config() const { return config_; }
 
   // Sentences for the host's log: where the decision comes from, and warnings.
