@@ -4,7 +4,7 @@
 #   examples/run.sh [OPTIONS OF gpt_trainer]     see gpt_trainer --help; RECOUP_* in examples/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-text=$deps/bible.txt
+text=$build/bible.txt
 [ -s "$text" ] || bible -f gen1:1-rev22:21 >"$text"
 
 say "Training with configs/mlp_first_12.yaml"

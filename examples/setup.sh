@@ -34,18 +34,20 @@ install_packages() {
 
 install_python() {
   local requirements=$root/examples/requirements.txt mark=$deps/installed.txt
-  mkdir -p "$deps"
-  exec 9>"$deps/lock"
-  flock 9  # two set-ups at once: the second waits and finds the work done
-  if [ -x "$python" ] && cmp -s "$requirements" "$mark"; then
+  if [ -x "$python" ] && cmp -s "$requirements" "$mark"; then  # may be somebody else's folder, read-only
     say "LibTorch and Python packages: all there, in $deps"
-  else
-    say "LibTorch and Python packages: installing into $deps (4.7 GB the first time)"
-    [ -x "$python" ] || python3 -m venv "$deps/venv"
-    "$python" -m pip install -q -r "$requirements"
-    cp "$requirements" "$mark"
+    return
   fi
-  flock -u 9
+  mkdir -p "$deps"
+  (
+    flock 9  # two set-ups at once: the second waits and finds the work done
+    if ! cmp -s "$requirements" "$mark"; then
+      say "LibTorch and Python packages: installing into $deps (4.7 GB the first time)"
+      [ -x "$python" ] || python3 -m venv "$deps/venv"
+      "$python" -m pip install -q -r "$requirements"
+      cp "$requirements" "$mark"
+    fi
+  ) 9>"$deps/lock"
 }
 
 build_all() {

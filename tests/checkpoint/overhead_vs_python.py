@@ -18,7 +18,11 @@ import time
 import torch
 from torch.utils.checkpoint import checkpoint
 
-BUILD = os.environ.get("RECOUP_BUILD", os.path.join(os.path.dirname(__file__), "..", "..", "build"))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
+sys.path.append(os.path.join(ROOT, "patches", "megatron"))
+import recoup_megatron  # noqa: E402
+
 ROUNDS, STEPS, ROWS, HIDDEN = 7, 400, 8, 16
 
 
@@ -32,7 +36,8 @@ def cpp():
 
 
 def python():
-    """Microseconds of a plain step, a non-reentrant one, a reentrant one, and the bare recompute."""
+    """Microseconds of a plain step, a non-reentrant one, a reentrant one, one of recoup's, and the bare
+    recompute."""
     torch.set_num_threads(1)
     mlp = torch.nn.Sequential(torch.nn.Linear(HIDDEN, 4 * HIDDEN), torch.nn.GELU(),
                               torch.nn.Linear(4 * HIDDEN, HIDDEN))
@@ -43,6 +48,7 @@ def python():
 
     measured = [step(lambda: mlp(x)), step(lambda: checkpoint(mlp, x, use_reentrant=False)),
                 step(lambda: checkpoint(mlp, x, use_reentrant=True)),
+                step(lambda: recoup_megatron.checkpoint(mlp, x)),
                 lambda: mlp[1](mlp[0](x.detach().requires_grad_()))]
     times = [[] for _ in measured]
     for _ in range(STEPS):
@@ -55,13 +61,13 @@ def python():
 
 def main():
     python()  # warm-up
-    rounds = {"recoup, C++": [], "torch.utils.checkpoint, non-reentrant": [],
+    rounds = {"recoup, C++": [], "recoup, from Python": [], "torch.utils.checkpoint, non-reentrant": [],
               "torch.utils.checkpoint, reentrant": []}
     for _ in range(ROUNDS):
         ours = cpp()
-        plain, non_reentrant, reentrant, recompute = python()
+        plain, non_reentrant, reentrant, recoup, recompute = python()
         for name, (base, checkpointed, bare) in zip(
-                rounds, (ours, (plain, non_reentrant, recompute), (plain, reentrant, recompute))):
+                rounds, (ours, *((plain, step, recompute) for step in (recoup, non_reentrant, reentrant)))):
             rounds[name].append((base, checkpointed - base, bare, checkpointed - base - bare))
     medians = {name: list(map(statistics.median, zip(*values))) for name, values in rounds.items()}
     *_, reference = medians["torch.utils.checkpoint, non-reentrant"]
