@@ -5,9 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
 
 if [ -n "$sanitize" ]; then
   export ASAN_OPTIONS=detect_leaks=1:alloc_dealloc_mismatch=0 \
-    LSAN_OPTIONS=suppressions=$root/tests/sanitizers/leaks.txt \
-    UBSAN_OPTIONS=print_stacktrace=1 \
-    TSAN_OPTIONS=suppressions=$root/tests/sanitizers/threads.txt:ignore_noninstrumented_modules=1
+    UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1
   # One thread: LibTorch's OpenMP is not instrumented.
   export OMP_NUM_THREADS=1
 fi

@@ -68,6 +68,12 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
     config.layers[mlp] = LayerSet::first(override->mlp_num_layers);
   }
 
+  // Why the host cannot tell which layers `set` means, or empty; `key` set it.
+  const auto uncountable = [&](const LayerSet& set, const std::string& key) {
+    if (policy.total_ > 0 || !set.needs_total()) return std::string();
+    return place_of(config, key) +
+           ": counts from the last layer, but this host does not say how many layers there are";
+  };
   policy.total_ = config.per_stage ? model.stage_num_layers : model.num_layers;
   for (std::size_t m = 0; m < kModuleCount; ++m) {
     if (!config.modules[m]) continue;
@@ -77,10 +83,7 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
                    kModuleNames[m] + "\"; it can recompute " + text::one_of(*model.modules)};
     }
     const auto key = layers_key(config, m);
-    if (policy.total_ == 0 && config.layers[m].needs_total()) {
-      return Error{place_of(config, key) + ": counts from the last layer, but this host does not " +
-                   "say how many layers there are"};
-    }
+    if (const auto why = uncountable(config.layers[m], key); !why.empty()) return Error{why};
     const auto named = config.layers[m].largest_named();
     if (policy.total_ > 0 && named > policy.total_) {
       policy.notices_.push_back(
@@ -90,11 +93,10 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
   }
   const std::string level_key =
       config.where.count("mlp_recompute_level") > 0 ? "mlp_recompute_level" : "mlp_activation_layers";
-  if (policy.total_ == 0 && config.mlp_activation.needs_total()) {
-    return Error{place_of(config, level_key) + ": counts from the last layer, but this host does not " +
-                 "say how many layers there are"};
+  if (const auto why = uncountable(config.mlp_activation, level_key); !why.empty()) {
+    return Error{why};
   }
-  if (config.mlp_activation.largest_named() > 0 && !model.mlp_activation) {
+  if (!config.mlp_activation.empty() && !model.mlp_activation) {
     return Error{place_of(config, level_key) +
                  ": this host cannot recompute the activation alone; allowed is full"};
   }

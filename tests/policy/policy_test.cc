@@ -131,6 +131,11 @@ TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
   const auto c = mlp("mlp_recompute_level: activation\n");
   EXPECT_EQ(policy(c).mlp_level(layer(1)), MlpLevel::kActivation);
   EXPECT_EQ(policy(mlp()).mlp_level(layer(1)), MlpLevel::kFull);
+  EXPECT_NE(Policy::create(mlp("mlp_activation_layers: last\n"), {}, {24, 24, {}, false})
+                .error().text.find("cannot recompute the activation alone"), std::string::npos);
+  EXPECT_NE(Policy::create(mlp("mlp_activation_layers: last\n"), {}, {})
+                .error().text.find("x.yaml:3:1: mlp_activation_layers: counts from the last layer"),
+            std::string::npos);
   const auto mixed = policy(mlp("mlp_activation_layers: 3-\n"));
   EXPECT_EQ(mixed.mlp_level(layer(2)), MlpLevel::kFull);
   EXPECT_EQ(mixed.mlp_level(layer(3)), MlpLevel::kActivation);

@@ -30,6 +30,9 @@ class LayerSet {
   // known, which only sets that do not need it accept (see needs_total).
   bool contains(std::int64_t layer, std::int64_t total) const;
 
+  // Whether the set has no layer of any model.
+  bool empty() const { return terms_.empty(); }
+
   // Whether the set speaks of the model's last layers.
   bool needs_total() const;
 
