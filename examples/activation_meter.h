@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <memory>
 
-// Counts while it lives, in this thread and in the autograd threads that work for it. A report is of
-// what was asked for on the CPU, and on CUDA of the block handed out (a multiple of 512 bytes).
+// Counts while it lives, in this thread and in the autograd threads that work for it. A report is
+// of what was asked for on the CPU, and on CUDA of the block handed out (a multiple of 512 bytes).
 // Meters nest; the innermost counts.
 class ActivationMeter {
  public:

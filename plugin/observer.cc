@@ -104,7 +104,8 @@ std::shared_ptr<Observer> Observer::from_environment(int rank) {
   return observer;
 }
 
-Tensors Observer::measure(const std::string& region, const Forward& forward, const Tensors& inputs) {
+Tensors Observer::measure(const std::string& region, const Forward& forward,
+                          const Tensors& inputs) {
   if (!at::GradMode::is_enabled()) return forward(inputs);
   const auto start = Clock::now();
   Watch watch(inputs);
@@ -115,7 +116,8 @@ Tensors Observer::measure(const std::string& region, const Forward& forward, con
   if (fresh) order_.push_back(region);
   auto& m = entry->second;
   m.input_bytes = 0;
-  for (const auto& t : inputs) m.input_bytes += t.defined() ? static_cast<std::int64_t>(t.nbytes()) : 0;
+  for (const auto& t : inputs)
+    m.input_bytes += t.defined() ? static_cast<std::int64_t>(t.nbytes()) : 0;
   m.extra_bytes = watch.unsaved_input_bytes();
   m.saved_bytes = watch.bytes();
   m.forward_ms.push_back(forward_ms);
@@ -125,23 +127,24 @@ Tensors Observer::measure(const std::string& region, const Forward& forward, con
 
 Forward Observer::traced(const std::string& region, Forward forward) {
   const auto runs = std::make_shared<std::atomic<int>>(0);
-  return [self = shared_from_this(), region, runs, forward = std::move(forward)](const Tensors& in) {
-    struct Recorder {  // also where a recompute ends early
-      Observer& self;
-      const std::string& region;
-      bool recompute;
-      Clock::time_point start = Clock::now();
-      ~Recorder() {
-        const std::lock_guard<std::mutex> guard(self.mutex_);
-        const auto us = [&](Clock::duration d) {
-          return std::chrono::duration<double, std::micro>(d).count();
-        };
-        self.spans_.push_back({region, recompute, us(start - self.epoch_), us(Clock::now() - start),
-                               thread_number()});
-      }
-    } recorder{*self, region, (*runs)++ > 0};
-    return forward(in);
-  };
+  return
+      [self = shared_from_this(), region, runs, forward = std::move(forward)](const Tensors& in) {
+        struct Recorder {  // also where a recompute ends early
+          Observer& self;
+          const std::string& region;
+          bool recompute;
+          Clock::time_point start = Clock::now();
+          ~Recorder() {
+            const std::lock_guard<std::mutex> guard(self.mutex_);
+            const auto us = [&](Clock::duration d) {
+              return std::chrono::duration<double, std::micro>(d).count();
+            };
+            self.spans_.push_back({region, recompute, us(start - self.epoch_),
+                                   us(Clock::now() - start), thread_number()});
+          }
+        } recorder{*self, region, (*runs)++ > 0};
+        return forward(in);
+      };
 }
 
 Observer::~Observer() {

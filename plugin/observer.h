@@ -1,7 +1,9 @@
 // What the plugin can tell of a run, for people and for the planner (hooks/planner):
 //
-//   RECOUP_PROFILE=FILE   nothing is recomputed; FILE gets, for each part of each layer that the host
-//                         can recompute, the bytes it saves and the milliseconds a recompute would take
+//   RECOUP_PROFILE=FILE   nothing is recomputed; FILE gets, for each part of each layer that the
+//   host
+//                         can recompute, the bytes it saves and the milliseconds a recompute would
+//                         take
 //   RECOUP_TRACE=FILE     FILE gets each forward and recompute as a span, for ui.perfetto.dev
 //
 // A rank other than 0 writes to FILE.RANK. Files are written when the plugin is finalized.
@@ -15,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 namespace recoup {
 

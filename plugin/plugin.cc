@@ -1,5 +1,5 @@
-// The plugin: policy behind the C interface and, where built with LibTorch (RECOUP_WITH_ENGINE), the
-// checkpoint engine. Every function catches everything: no exception crosses the interface.
+// The plugin: policy behind the C interface and, where built with LibTorch (RECOUP_WITH_ENGINE),
+// the checkpoint engine. Every function catches everything: no exception crosses the interface.
 #include "recoup/plugin.h"
 
 #include <algorithm>
@@ -10,13 +10,13 @@
 #include <memory>
 #include <string>
 
-#include "recoup/policy.h"
+#include "recoup/policy/policy.h"
 
 #ifdef RECOUP_WITH_ENGINE
 #include <torch/version.h>
 
 #include "observer.h"
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 #endif
 
 namespace recoup {
@@ -53,7 +53,8 @@ recoup_status fail(recoup_status status, const std::string& text, char* error, s
 
 // Whether a struct, as its owner compiled it, has `field`.
 #define RECOUP_HAS(pointer, field) \
-  ((pointer)->struct_size >= offsetof(std::decay_t<decltype(*(pointer))>, field) + sizeof((pointer)->field))
+  ((pointer)->struct_size >=       \
+   offsetof(std::decay_t<decltype(*(pointer))>, field) + sizeof((pointer)->field))
 
 #ifdef RECOUP_WITH_ENGINE
 constexpr const char* kTorchVersion = TORCH_VERSION;
@@ -77,7 +78,7 @@ std::string torch_mismatch([[maybe_unused]] const char* theirs) {
 Model model_of(const recoup_host_v1& host) {
   Model model{host.num_layers, host.stage_num_layers, std::vector<std::string>(), false};
   for (std::size_t m = 0; m < kModuleCount; ++m) {
-    if ((host.modules >> m & 1) != 0) model.modules->push_back(kModuleNames[m]);
+    if ((host.modules & kModules[m].bit) != 0) model.modules->push_back(kModules[m].name);
   }
   model.mlp_activation = (host.modules & RECOUP_MLP_ACTIVATION) != 0;
   return model;
@@ -86,22 +87,25 @@ Model model_of(const recoup_host_v1& host) {
 recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size_t size) {
   try {
     if (opaque == nullptr || layer == nullptr || !RECOUP_HAS(layer, profile)) {
-      return fail(RECOUP_INVALID_ARGUMENT, "recoup: the layer hook needs a plugin and a layer of " +
-                  std::to_string(sizeof(recoup_layer_v1)) + " bytes", error, size);
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: the layer hook needs a plugin and a layer of " +
+                      std::to_string(sizeof(recoup_layer_v1)) + " bytes",
+                  error, size);
     }
     const auto& plugin = *static_cast<const Plugin*>(opaque);
     if (layer->layer_number < 1 || layer->stage_offset < 0 ||
         layer->layer_number <= layer->stage_offset) {
-      return fail(RECOUP_INVALID_ARGUMENT, "recoup: layer number " +
-                  std::to_string(layer->layer_number) + " with " +
-                  std::to_string(layer->stage_offset) +
-                  " layers before the stage; layers are numbered globally from 1", error, size);
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: layer number " + std::to_string(layer->layer_number) + " with " +
+                      std::to_string(layer->stage_offset) +
+                      " layers before the stage; layers are numbered globally from 1",
+                  error, size);
     }
     const LayerInfo asked{layer->layer_number, layer->is_moe != 0, layer->stage_offset};
     layer->recompute_modules = 0;
     for (std::size_t m = 0; m < kModuleCount; ++m) {
       if (plugin.policy.recomputes(static_cast<Module>(m), asked)) {
-        layer->recompute_modules |= 1u << m;
+        layer->recompute_modules |= kModules[m].bit;
       }
     }
     layer->recompute_mlp = (layer->recompute_modules & RECOUP_MLP) != 0;
@@ -132,11 +136,13 @@ recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size
 
 recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t size) {
   try {
-    if (out == nullptr) return fail(RECOUP_INVALID_ARGUMENT, "recoup: init needs *plugin", error, size);
+    if (out == nullptr)
+      return fail(RECOUP_INVALID_ARGUMENT, "recoup: init needs *plugin", error, size);
     *out = nullptr;
     if (host == nullptr || !RECOUP_HAS(host, host) || host->register_layer_hook == nullptr) {
-      return fail(RECOUP_INVALID_ARGUMENT, "recoup: init needs a host of at least " +
-                  std::to_string(sizeof(recoup_host_v1)) + " bytes with register_layer_hook",
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: init needs a host of at least " +
+                      std::to_string(sizeof(recoup_host_v1)) + " bytes with register_layer_hook",
                   error, size);
     }
     if (const auto why = torch_mismatch(host->torch_version); !why.empty()) {
@@ -148,13 +154,16 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
     std::string path = host->config_path != nullptr ? host->config_path : "";
     const char* yaml = RECOUP_HAS(host, config_yaml) ? host->config_yaml : nullptr;
     if (!path.empty() && yaml != nullptr) {
-      return fail(RECOUP_BAD_CONFIG, path + ": given beside options of the host's own; allowed is "
-                  "one of the two", error, size);
+      return fail(RECOUP_BAD_CONFIG,
+                  path +
+                      ": given beside options of the host's own; allowed is "
+                      "one of the two",
+                  error, size);
     }
     if (const char* variable = std::getenv("RECOUP_CONFIG"); path.empty() && yaml == nullptr) {
       if (variable != nullptr) path = variable;
     }
-    auto config = yaml != nullptr  ? parse_config(yaml, "options")
+    auto config = yaml != nullptr ? parse_config(yaml, "options")
                   : !path.empty() ? load_config(path)
                                   : Result<Config>(Config());
     if (!config.ok()) return fail(RECOUP_BAD_CONFIG, config.error().text, error, size);
@@ -199,7 +208,8 @@ class HostRegion {
       Tensors out;
       std::exception_ptr exception;
       if (f(user.get(), &in, &out, &exception) != 0) {
-        // Among them EarlyStop, which ends a recompute: the engine's own exception comes back to it.
+        // Among them EarlyStop, which ends a recompute: the engine's own exception comes back to
+        // it.
         if (exception) std::rethrow_exception(exception);
         throw std::runtime_error("recoup: the host's function failed without an exception");
       }
@@ -263,13 +273,9 @@ extern "C" __attribute__((visibility("default"))) const recoup_plugin_v1* recoup
     uint32_t abi_version) __asm__(RECOUP_ENTRY_SYMBOL);
 
 const recoup_plugin_v1* recoup_plugin_v1_entry(uint32_t abi_version) {
-  static const recoup_plugin_v1 plugin = {sizeof(recoup_plugin_v1),
-                                          RECOUP_ABI_VERSION,
-                                          "recoup",
-                                          RECOUP_VERSION,
-                                          recoup::kTorchVersion,
-                                          &recoup::init,
-                                          recoup::run_checkpoint,
-                                          &recoup::finalize};
+  static const recoup_plugin_v1 plugin = {
+      sizeof(recoup_plugin_v1), RECOUP_ABI_VERSION,    "recoup",
+      RECOUP_VERSION,           recoup::kTorchVersion, &recoup::init,
+      recoup::run_checkpoint,   &recoup::finalize};
   return abi_version == RECOUP_ABI_VERSION ? &plugin : nullptr;
 }

@@ -1,5 +1,5 @@
-// Trains a small GPT on the bytes of a text. What recoup needs of a trainer: the --plugin and --config
-// flags, a recoup::Host made from them, and a recoup::Layer in each layer (model.h).
+// Trains a small GPT on the bytes of a text. What recoup needs of a trainer: the --plugin and
+// --config flags, a recoup::Host made from them, and a recoup::Layer in each layer (model.h).
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -27,7 +27,8 @@ Options parse(int argc, char** argv) {
   app.add_option("--text", o.text, "Text to train on")->required()->check(CLI::ExistingFile);
   app.add_option("--plugin", o.plugin, "recoup plugin to load, librecoup.so (none: no recompute)");
   app.add_option("--config", o.config, "YAML with the recompute options, for the plugin");
-  app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.option_defaults()->always_capture_default()->multi_option_policy(
+      CLI::MultiOptionPolicy::TakeLast);
   const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
   const auto not_negative = CLI::Range(std::int64_t{0}, std::int64_t{1} << 40);
   app.add_option("--layers", o.model.layers, "Transformer layers")->check(positive);
@@ -38,11 +39,12 @@ Options parse(int argc, char** argv) {
   app.add_option("--moe-every", o.model.moe_every, "Every k-th layer is MoE, 0: none")
       ->check(not_negative);
   app.add_option("--experts", o.model.experts, "Experts of an MoE layer")->check(positive);
-  app.add_option("--dropout", o.model.dropout, "Dropout probability")
-      ->check(CLI::Range(0.0, 0.99));
-  app.add_option("--tensor-parallel", o.tensor_parallel, "Ranks that share each layer; the others are data parallel")
+  app.add_option("--dropout", o.model.dropout, "Dropout probability")->check(CLI::Range(0.0, 0.99));
+  app.add_option("--tensor-parallel", o.tensor_parallel,
+                 "Ranks that share each layer; the others are data parallel")
       ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--batch", o.batch, "Sequences in a step of each data-parallel rank")->check(positive);
+  app.add_option("--batch", o.batch, "Sequences in a step of each data-parallel rank")
+      ->check(positive);
   app.add_option("--steps", o.steps, "Training steps")->check(positive);
   app.add_option("--seed", o.seed, "Random seed");
   app.add_option("--learning-rate", o.learning_rate, "AdamW's learning rate");
@@ -66,7 +68,8 @@ Options parse(int argc, char** argv) {
 // The bytes of a text as tokens, and random windows of them.
 class Text {
  public:
-  Text(const std::string& path, std::int64_t seed) : generator_(at::make_generator<at::CPUGeneratorImpl>(seed)) {
+  Text(const std::string& path, std::int64_t seed)
+      : generator_(at::make_generator<at::CPUGeneratorImpl>(seed)) {
     std::ifstream file(path, std::ios::binary);
     const std::string bytes((std::istreambuf_iterator<char>(file)), {});
     tokens_ = at::empty({static_cast<std::int64_t>(bytes.size())}, at::kByte);
@@ -108,9 +111,9 @@ class Progress {
 int train(Options o) {
   if (o.device == "auto") o.device = torch::cuda::is_available() ? "cuda" : "cpu";
   const auto world = gpt::World::join(o.tensor_parallel, o.device);
-  const at::Device device = o.device == "cpu"
-                                ? at::Device(at::kCPU)
-                                : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(world.local_rank));
+  const at::Device device =
+      o.device == "cpu" ? at::Device(at::kCPU)
+                        : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(world.local_rank));
   const c10::OptionalDeviceGuard on_device(device);
   o.model.tensor_parallel = world.tensor;
   recoup::Host recoup;
@@ -151,7 +154,8 @@ int train(Options o) {
       loss.backward();
       peak = std::max(peak, meter.peak_bytes());
       for (const auto& p : model->parameters()) {
-        if (world.data->size() > 1) world.data->all_reduce(p.mutable_grad().div_(world.data->size()));
+        if (world.data->size() > 1)
+          world.data->all_reduce(p.mutable_grad().div_(world.data->size()));
       }
       auto mean = loss.detach().clone().div_(world.data->size());
       world.data->all_reduce(mean);
@@ -163,19 +167,22 @@ int train(Options o) {
     if (world.rank == 0) progress.show(step, losses.back(), static_cast<double>(tokens) / seconds);
   }
   if (world.rank != 0) return 0;
-  std::printf("loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
-              "peak, on %s\n", losses.front().get<double>(), losses.back().get<double>(),
-              static_cast<double>(tokens) / seconds, static_cast<long long>(saved),
-              static_cast<long long>(peak), device.str().c_str());
+  std::printf(
+      "loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
+      "peak, on %s\n",
+      losses.front().get<double>(), losses.back().get<double>(),
+      static_cast<double>(tokens) / seconds, static_cast<long long>(saved),
+      static_cast<long long>(peak), device.str().c_str());
   if (!o.report.empty()) {
-    std::ofstream(o.report) << nlohmann::json{{"losses", losses},
-                                              {"saved_bytes", saved},
-                                              {"peak_bytes", peak},
-                                              {"tokens_per_step", o.batch * o.model.context * world.data->size()},
-                                              {"tensor_parallel_collectives", world.tensor->collectives()},
-                                              {"tokens_per_second", static_cast<double>(tokens) / seconds}}
-                                   .dump(2)
-                            << "\n";
+    std::ofstream(o.report)
+        << nlohmann::json{{"losses", losses},
+                          {"saved_bytes", saved},
+                          {"peak_bytes", peak},
+                          {"tokens_per_step", o.batch * o.model.context * world.data->size()},
+                          {"tensor_parallel_collectives", world.tensor->collectives()},
+                          {"tokens_per_second", static_cast<double>(tokens) / seconds}}
+               .dump(2)
+        << "\n";
   }
   return 0;
 }

@@ -20,7 +20,8 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x) {
     const auto scores =
         in[0].matmul(in[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(in[0].size(-1)));
     const auto later = at::ones({in[0].size(-2), in[0].size(-2)},
-                                scores.options().dtype(at::kBool).requires_grad(false)).triu(1);
+                                scores.options().dtype(at::kBool).requires_grad(false))
+                           .triu(1);
     const auto weights = scores.masked_fill(later, -INFINITY).softmax(-1);
     return {at::dropout(weights, p, training).matmul(in[2])};
   };
@@ -61,15 +62,16 @@ at::Tensor MoeImpl::forward(const at::Tensor& x) {
 
 namespace {
 
-// distribute_saved_activations: each tensor-parallel rank keeps its part of a checkpoint's input, where
-// that is the same on all of them (one input: the MLP's or a layer's, not attention's three), and
-// gathers the whole before a recompute. An input that does not divide stays whole.
+// distribute_saved_activations: each tensor-parallel rank keeps its part of a checkpoint's input,
+// where that is the same on all of them (one input: the MLP's or a layer's, not attention's three),
+// and gathers the whole before a recompute. An input that does not divide stays whole.
 void keep_parts(recoup::Layer& layer, const std::shared_ptr<Group>& group) {
   using Tensors = std::vector<at::Tensor>;
   layer.set_input_keeper<Tensors>(
       [group](const Tensors& in) -> Tensors {
         if (in.size() != 1 || in[0].numel() % group->size() != 0) return in;
-        return {in[0].reshape({group->size(), -1})[group->rank()].clone(), at::tensor(in[0].sizes())};
+        return {in[0].reshape({group->size(), -1})[group->rank()].clone(),
+                at::tensor(in[0].sizes())};
       },
       [group](const Tensors& kept) -> Tensors {
         if (kept.size() != 2) return kept;
@@ -101,7 +103,8 @@ at::Tensor LayerImpl::forward(const at::Tensor& input) {
   const auto h = norm2(x);
   if (moe) {
     const auto forward = [moe = moe](const at::Tensor& in) { return moe->forward(in); };
-    return x + drop(recoup.recomputes(RECOUP_MOE) ? recoup.checkpoint("moe", forward, h) : forward(h));
+    return x +
+           drop(recoup.recomputes(RECOUP_MOE) ? recoup.checkpoint("moe", forward, h) : forward(h));
   }
   return x + drop(recoup.mlp([mlp = mlp](const at::Tensor& in) { return mlp->fc1(in); },
                              [mlp = mlp](const at::Tensor& in) { return mlp->rest(in); }, h));
@@ -112,11 +115,13 @@ ModelImpl::ModelImpl(const Config& c, const recoup::Host& recoup) {
   position = register_module("position", torch::nn::Embedding(c.context, c.hidden));
   for (std::int64_t n = 1; n <= c.layers; ++n) {
     const bool is_moe = c.moe_every > 0 && n % c.moe_every == 0;
-    layers.push_back(register_module("layer" + std::to_string(n),
-                                     std::make_shared<LayerImpl>(c, is_moe, recoup.layer({n, is_moe}))));
+    layers.push_back(
+        register_module("layer" + std::to_string(n),
+                        std::make_shared<LayerImpl>(c, is_moe, recoup.layer({n, is_moe}))));
   }
   norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({c.hidden})));
-  head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(c.hidden, c.vocabulary).bias(false)));
+  head = register_module(
+      "head", torch::nn::Linear(torch::nn::LinearOptions(c.hidden, c.vocabulary).bias(false)));
 }
 
 at::Tensor ModelImpl::forward(const at::Tensor& tokens) {

@@ -75,8 +75,9 @@ at::Tensor share(const at::Tensor& whole, std::int64_t dim, const Group& group, 
 }  // namespace
 
 namespace {
-// The same memory without owning it: a backend's thread may hold its tensors a moment longer than the
-// collective lasts, and must not be the one that frees them (activation bytes are counted by thread).
+// The same memory without owning it: a backend's thread may hold its tensors a moment longer than
+// the collective lasts, and must not be the one that frees them (activation bytes are counted by
+// thread).
 at::Tensor borrowed(const at::Tensor& t) {
   return at::from_blob(t.mutable_data_ptr(), t.sizes(), t.options());
 }
@@ -118,7 +119,8 @@ World World::join(int tensor_parallel, const std::string& device) {
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
   options.isServer = world.rank == 0 && (agent == nullptr || std::string(agent) != "True");
   const char* host = std::getenv("MASTER_ADDR");
-  const auto store = c10::make_intrusive<c10d::TCPStore>(host != nullptr ? host : "127.0.0.1", options);
+  const auto store =
+      c10::make_intrusive<c10d::TCPStore>(host != nullptr ? host : "127.0.0.1", options);
   const auto group = [&](const std::string& name, int rank, int size) {
     if (size == 1) return std::make_shared<Group>();
     const auto own = c10::make_intrusive<c10d::PrefixStore>("gpt/" + name, store);

@@ -1,5 +1,6 @@
-// Data and tensor parallelism for the example trainer, over c10d: NCCL on GPUs, Gloo on CPUs, started by
-// torchrun (torchrun --no-python --nproc-per-node 2 build/gpt_trainer --tensor-parallel 2 ...).
+// Data and tensor parallelism for the example trainer, over c10d: NCCL on GPUs, Gloo on CPUs,
+// started by torchrun (torchrun --no-python --nproc-per-node 2 build/gpt_trainer --tensor-parallel
+// 2 ...).
 #pragma once
 
 #include <torch/torch.h>
@@ -32,22 +33,23 @@ class Group {
   std::int64_t collectives_ = 0;
 };
 
-// This process among all, by the environment that torchrun sets; alone without it. Neighbouring ranks
-// form a tensor-parallel group, ranks of the same place in theirs a data-parallel one.
+// This process among all, by the environment that torchrun sets; alone without it. Neighbouring
+// ranks form a tensor-parallel group, ranks of the same place in theirs a data-parallel one.
 struct World {
   int rank = 0, size = 1, local_rank = 0;
   std::shared_ptr<Group> tensor = std::make_shared<Group>(), data = std::make_shared<Group>();
   static World join(int tensor_parallel, const std::string& device);
 };
 
-// Identity whose backward sums gradients over the group: where a replicated tensor enters a part that
-// each rank has its own share of.
+// Identity whose backward sums gradients over the group: where a replicated tensor enters a part
+// that each rank has its own share of.
 at::Tensor enter(const at::Tensor& x, const std::shared_ptr<Group>& group);
 // Sum over the group whose backward is the identity: where the shares' results leave it.
 at::Tensor leave(const at::Tensor& x, const std::shared_ptr<Group>& group);
 
-// y = x W^T + b with the rows of W (outputs) spread over the group. `blocks`: how many equal blocks of
-// outputs are each spread by themselves (3 for a fused query, key, value). Initialised as the whole.
+// y = x W^T + b with the rows of W (outputs) spread over the group. `blocks`: how many equal blocks
+// of outputs are each spread by themselves (3 for a fused query, key, value). Initialised as the
+// whole.
 struct ColumnLinearImpl : torch::nn::Module {
   ColumnLinearImpl(std::int64_t in, std::int64_t out, std::shared_ptr<Group> group, int blocks = 1);
   at::Tensor forward(const at::Tensor& x) { return at::linear(enter(x, group), weight, bias); }

@@ -50,8 +50,8 @@ Ambient::Ambient(const std::vector<at::Tensor>& inputs) {
     for (const auto& known : autocast_) {
       if (known.device == type) return;
     }
-    autocast_.push_back({type, at::autocast::is_autocast_enabled(type),
-                         at::autocast::get_autocast_dtype(type)});
+    autocast_.push_back(
+        {type, at::autocast::is_autocast_enabled(type), at::autocast::get_autocast_dtype(type)});
   };
   autocast(at::kCPU);
   for (const auto& device : devices) autocast(device.type());

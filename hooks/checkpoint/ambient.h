@@ -16,8 +16,8 @@
 namespace recoup {
 
 // Autocast's weight cache off for a scope: whether a weight's cast is found in the cache depends on
-// what ran before, so with it the rerun could save other tensors than the forward did (pytorch issue
-// 141896), and the cache would hold the casts until autocast ends.
+// what ran before, so with it the rerun could save other tensors than the forward did (pytorch
+// issue 141896), and the cache would hold the casts until autocast ends.
 class NoAutocastCache {
  public:
   NoAutocastCache() : before_(at::autocast::is_autocast_cache_enabled()) {
@@ -34,8 +34,8 @@ class NoAutocastCache {
 // The generators that a forward may draw from: the CPU's and those of the inputs' devices.
 class RngWatch {
  public:
-  // Before the forward. Large (2.5 KB for the CPU's generator) and meant for the stack: few forwards
-  // draw random numbers, and only those have anything to keep.
+  // Before the forward. Large (2.5 KB for the CPU's generator) and meant for the stack: few
+  // forwards draw random numbers, and only those have anything to keep.
   RngWatch(const std::vector<at::Tensor>& inputs, bool preserve_rng);
 
   // After the forward: the earlier states of the generators that it drew from.

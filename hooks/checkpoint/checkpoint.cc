@@ -1,9 +1,10 @@
-// The engine behind recoup/checkpoint.h: a Replay (slots, early stop) whose Host is LibTorch.
+// The engine behind recoup/checkpoint/checkpoint.h: a Replay (slots, early stop) whose Host is
+// LibTorch.
 //
 // Ownership: the graph's saved variables own the hooks, the hooks own the Region, the Region owns
 // the forward and the inputs. Nothing points back into the graph, so a region dies with the last
 // saved variable.
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 #include <ATen/SequenceNumber.h>
 #include <c10/core/Event.h>
@@ -18,7 +19,7 @@
 
 #include "ambient.h"
 #include "engine.h"
-#include "recoup/replay.h"
+#include "recoup/checkpoint/replay.h"
 
 namespace recoup {
 namespace {
@@ -47,8 +48,7 @@ class Version {
     if (counter_.current_version() == saved_) return {};
     return "was modified by an in-place operation after it was saved: it is at version " +
            std::to_string(counter_.current_version()) + ", expected version " +
-           std::to_string(saved_) +
-           "; modify a clone instead, or modify it after backward";
+           std::to_string(saved_) + "; modify a clone instead, or modify it after backward";
   }
 
  private:
@@ -77,10 +77,12 @@ class SavedInput {
   at::Tensor data(const std::string& region, std::size_t index) {
     if (!version_) return {};
     if (const auto why = version_->changed(); !why.empty()) {
-      const auto what = data_.defined()
-                            ? " (" + describe(data_.sizes(), data_.scalar_type(), data_.device()) + ")"
-                            : std::string();
-      throw ReplayError("recoup: " + region + ": input " + std::to_string(index) + what + " " + why);
+      const auto what =
+          data_.defined()
+              ? " (" + describe(data_.sizes(), data_.scalar_type(), data_.device()) + ")"
+              : std::string();
+      throw ReplayError("recoup: " + region + ": input " + std::to_string(index) + what + " " +
+                        why);
     }
     return (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
   }
@@ -93,7 +95,7 @@ class SavedInput {
 
 class Region;
 
-// LibTorch's side of a Replay; see recoup/replay.h for what each function is to do.
+// LibTorch's side of a Replay; see recoup/checkpoint/replay.h for what each function is to do.
 class TorchHost {
  public:
   using Tensor = at::Tensor;
@@ -113,11 +115,9 @@ class TorchHost {
     std::optional<Version> version;
   };
 
-  TorchHost(Region& region, Forward forward, const Tensors& inputs, const CheckpointOptions& options)
-      : region_(region),
-        forward_(std::move(forward)),
-        options_(options),
-        ambient_(inputs) {
+  TorchHost(Region& region, Forward forward, const Tensors& inputs,
+            const CheckpointOptions& options)
+      : region_(region), forward_(std::move(forward)), options_(options), ambient_(inputs) {
     TORCH_CHECK(!options.keep == !options.restore, "recoup: keep and restore go together");
     for (const auto& input : inputs) {
       requires_grad_.push_back(input.defined() && input.requires_grad());
@@ -135,8 +135,7 @@ class TorchHost {
   }
 
   static c10::weak_intrusive_ptr<c10::StorageImpl> no_storage() {
-    return c10::weak_intrusive_ptr<c10::StorageImpl>(
-        c10::intrusive_ptr<c10::StorageImpl>(nullptr));
+    return c10::weak_intrusive_ptr<c10::StorageImpl>(c10::intrusive_ptr<c10::StorageImpl>(nullptr));
   }
 
   Record describe(const at::Tensor& t) const {
@@ -200,7 +199,9 @@ class TorchHost {
     throw EarlyStop{replay};  // not reached: a Runtime's stop() does not return
   }
   bool stopped_by(const void* replay) const { return options_.runtime->stopped_by(replay); }
-  std::unique_lock<std::mutex> lock(std::mutex& mutex) const { return options_.runtime->lock(mutex); }
+  std::unique_lock<std::mutex> lock(std::mutex& mutex) const {
+    return options_.runtime->lock(mutex);
+  }
   const std::string& name() const { return options_.name; }
 
   const Forward& forward() const { return forward_; }
@@ -228,7 +229,7 @@ class TorchHost {
   Forward forward_;
   CheckpointOptions options_;
   Ambient ambient_;
-  std::vector<SavedInput> inputs_;  // or what keep() made of them
+  std::vector<SavedInput> inputs_;   // or what keep() made of them
   std::vector<bool> requires_grad_;  // of each of the forward's inputs
   std::vector<Done> rerun_done_;
 };
@@ -320,7 +321,8 @@ void TorchHost::rerun() {
 
   // The inputs may be the work of this thread's current streams, the forward's streams must wait.
   for (const auto& stream : ambient_.streams()) {
-    const auto current = c10::impl::VirtualGuardImpl(stream.device_type()).getStream(stream.device());
+    const auto current =
+        c10::impl::VirtualGuardImpl(stream.device_type()).getStream(stream.device());
     if (current == stream) continue;
     c10::Event ready(stream.device_type());
     ready.record(current);
@@ -383,9 +385,9 @@ Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptio
 
 at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, const at::Tensor& input,
                       const CheckpointOptions& options) {
-  return checkpoint([forward = std::move(forward)](
-                        const Tensors& in) -> Tensors { return {forward(in[0])}; },
-                    Tensors{input}, options)[0];
+  return checkpoint(
+      [forward = std::move(forward)](const Tensors& in) -> Tensors { return {forward(in[0])}; },
+      Tensors{input}, options)[0];
 }
 
 }  // namespace recoup

@@ -3,9 +3,10 @@
 #ifdef RECOUP_CUDA
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
-#include <ATen/cuda/CUDAGraphsUtils.cuh>
 #include <ATen/ops/from_blob.h>
 #include <c10/cuda/CUDAGuard.h>
+
+#include <ATen/cuda/CUDAGraphsUtils.cuh>
 
 namespace recoup::cuda_rng {
 namespace {

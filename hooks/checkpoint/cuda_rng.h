@@ -1,9 +1,10 @@
 // A CUDA generator while its stream is being captured into a graph.
 //
-// get_state() and set_state() are refused then: what a captured kernel reads is a seed and an offset
-// in device memory, filled in at each replay, plus an offset within the graph, counted on the host
-// during capture. To draw the same numbers twice in one graph, a recompute must draw with the
-// forward's offset within the graph and the same two device cells; that is what a saved state has.
+// get_state() and set_state() are refused then: what a captured kernel reads is a seed and an
+// offset in device memory, filled in at each replay, plus an offset within the graph, counted on
+// the host during capture. To draw the same numbers twice in one graph, a recompute must draw with
+// the forward's offset within the graph and the same two device cells; that is what a saved state
+// has.
 //
 // Compiled and linked here, not run: this project has no GPU (see the README).
 #pragma once

@@ -1,7 +1,7 @@
 // Saved-tensor hooks for C++: what torch.autograd.graph.saved_tensors_hooks is for Python.
 //
-// Autograd asks Engine::get_default_saved_variable_hooks(), which is virtual, for hooks each time it
-// saves a tensor. recoup installs an engine that answers from a stack of scopes, and forwards
+// Autograd asks Engine::get_default_saved_variable_hooks(), which is virtual, for hooks each time
+// it saves a tensor. recoup installs an engine that answers from a stack of scopes, and forwards
 // everything else to the engine that was there: LibTorch's own or, in a Python process, Python's.
 #pragma once
 

@@ -31,8 +31,8 @@ RngState::RngState(const at::Generator& generator) : generator_(generator) {
   const Guard guard(mutex_of(generator));
   if (generator.device().is_cpu()) {
     auto* impl = cpu_impl(generator);
-    cpu_.emplace(Cpu{impl->engine(), impl->next_float_normal_sample(),
-                     impl->next_double_normal_sample()});
+    cpu_.emplace(
+        Cpu{impl->engine(), impl->next_float_normal_sample(), impl->next_double_normal_sample()});
   } else if (cuda_rng::capturing(generator)) {
     captured_ = cuda_rng::save(generator);
   } else {

@@ -1,4 +1,4 @@
-#include "recoup/config.h"
+#include "recoup/policy/config.h"
 
 #include <yaml-cpp/yaml.h>
 
@@ -11,14 +11,15 @@
 
 namespace recoup {
 
-const std::array<const char*, kModuleCount> kModuleNames = {
-    "core_attn", "mlp", "layernorm", "moe_act", "moe", "shared_experts", "mla_up_proj"};
-
 namespace {
 
 using text::one_of;
 
-std::vector<std::string> module_names() { return {kModuleNames.begin(), kModuleNames.end()}; }
+std::vector<std::string> module_names() {
+  std::vector<std::string> names;
+  for (const auto& module : kModules) names.push_back(module.name);
+  return names;
+}
 
 // One reading of one file: collects the keys, then checks them against each other. The first
 // problem ends it.
@@ -93,11 +94,12 @@ class Reader {
   }
 
   void modules(const std::string& key, const YAML::Node& value) {
-    const std::string allowed = "a list of " + one_of(module_names()) + ", such as [core_attn, mlp]";
+    const std::string allowed =
+        "a list of " + one_of(module_names()) + ", such as [core_attn, mlp]";
     if (!value.IsSequence()) fail(key, "must be " + allowed + ", not " + shown(value));
     for (const auto& item : value) {
       std::size_t m = 0;
-      while (m < kModuleCount && !(item.IsScalar() && item.Scalar() == kModuleNames[m])) ++m;
+      while (m < kModuleCount && !(item.IsScalar() && item.Scalar() == kModules[m].name)) ++m;
       if (m == kModuleCount) {
         config_.where[key] = place(item.Mark());
         fail(key, shown(item) + " is no module to recompute; allowed: " + one_of(module_names()) +
@@ -142,7 +144,7 @@ class Reader {
       config_.distribute_saved_activations = flag(key, value);
     };
     for (std::size_t m = 0; m < kModuleCount; ++m) {
-      const std::string stem = std::string("recompute_") + kModuleNames[m];
+      const std::string stem = std::string("recompute_") + kModules[m].name;
       keys[stem + "_num_layers"] = [this, m](auto& key, auto& value) {
         config_.layers[m] = LayerSet::first(count(key, value));
       };
@@ -161,8 +163,10 @@ class Reader {
     }
     const auto& root = documents[0];
     if (!root.IsMap()) {
-      throw Error{place(root.Mark()) + ": must be a mapping such as \"recompute_granularity: "
-                  "selective\", not " + shown(root)};
+      throw Error{place(root.Mark()) +
+                  ": must be a mapping such as \"recompute_granularity: "
+                  "selective\", not " +
+                  shown(root)};
     }
     const auto keys = setters();
     std::vector<std::string> names;
@@ -198,9 +202,9 @@ class Reader {
       config_.modules[static_cast<std::size_t>(Module::kCoreAttn)] = true;
     }
     for (std::size_t m = 0; m < kModuleCount; ++m) {
-      const std::string stem = std::string("recompute_") + kModuleNames[m];
+      const std::string stem = std::string("recompute_") + kModules[m].name;
       for (const char* suffix : {"_num_layers", "_layers"}) {
-        if (set(stem + suffix)) require_module(stem + suffix, kModuleNames[m], config_.modules[m]);
+        if (set(stem + suffix)) require_module(stem + suffix, kModules[m].name, config_.modules[m]);
       }
       if (set(stem + "_num_layers") && set(stem + "_layers")) {
         fail(stem + "_layers", "set beside " + stem + "_num_layers; allowed is one of the two");
@@ -215,10 +219,10 @@ class Reader {
     for (const char* key : {"recompute_method", "recompute_num_layers"}) {
       if (set(key) && !full) fail(key, "requires recompute_granularity: full");
       if (full && !set(key)) {
-        fail("recompute_granularity", std::string("full requires ") + key +
-                                          (key == std::string("recompute_method")
-                                               ? " (uniform or block)"
-                                               : " (an integer >= 1)"));
+        fail("recompute_granularity",
+             std::string("full requires ") + key +
+                 (key == std::string("recompute_method") ? " (uniform or block)"
+                                                         : " (an integer >= 1)"));
       }
     }
   }

@@ -1,4 +1,4 @@
-#include "recoup/layers.h"
+#include "recoup/policy/layers.h"
 
 #include <algorithm>
 #include <limits>
@@ -104,8 +104,8 @@ Result<LayerSet::Term> LayerSet::parse_term(const std::string& whole) {
     }
   }
   const bool comparable = term.low.from_end == term.high.from_end;
-  const bool backwards = term.low.from_end ? term.high.offset > term.low.offset
-                                           : term.high.offset < term.low.offset;
+  const bool backwards =
+      term.low.from_end ? term.high.offset > term.low.offset : term.high.offset < term.low.offset;
   if (at != s.size() || (comparable && backwards)) return bad_term(whole);
   return term;
 }

@@ -1,4 +1,4 @@
-#include "recoup/policy.h"
+#include "recoup/policy/policy.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -23,7 +23,7 @@ std::string place_of(const Config& config, const std::string& key) {
 // The key that set the layers of `module`, empty where none did.
 std::string layers_key(const Config& config, std::size_t module) {
   for (const char* suffix : {"_num_layers", "_layers"}) {
-    const auto key = std::string("recompute_") + kModuleNames[module] + suffix;
+    const auto key = std::string("recompute_") + kModules[module].name + suffix;
     if (config.where.count(key) > 0) return key;
   }
   return {};
@@ -77,22 +77,23 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
   policy.total_ = config.per_stage ? model.stage_num_layers : model.num_layers;
   for (std::size_t m = 0; m < kModuleCount; ++m) {
     if (!config.modules[m]) continue;
-    if (model.modules && std::find(model.modules->begin(), model.modules->end(), kModuleNames[m]) ==
-                             model.modules->end()) {
+    if (model.modules && std::find(model.modules->begin(), model.modules->end(),
+                                   kModules[m].name) == model.modules->end()) {
       return Error{place_of(config, "recompute_modules") + ": this host cannot recompute \"" +
-                   kModuleNames[m] + "\"; it can recompute " + text::one_of(*model.modules)};
+                   kModules[m].name + "\"; it can recompute " + text::one_of(*model.modules)};
     }
     const auto key = layers_key(config, m);
     if (const auto why = uncountable(config.layers[m], key); !why.empty()) return Error{why};
     const auto named = config.layers[m].largest_named();
     if (policy.total_ > 0 && named > policy.total_) {
-      policy.notices_.push_back(
-          (key.empty() ? std::string(kVariable) : place_of(config, key)) + ": names layer " +
-          std::to_string(named) + ", but there are " + std::to_string(policy.total_));
+      policy.notices_.push_back((key.empty() ? std::string(kVariable) : place_of(config, key)) +
+                                ": names layer " + std::to_string(named) + ", but there are " +
+                                std::to_string(policy.total_));
     }
   }
-  const std::string level_key =
-      config.where.count("mlp_recompute_level") > 0 ? "mlp_recompute_level" : "mlp_activation_layers";
+  const std::string level_key = config.where.count("mlp_recompute_level") > 0
+                                    ? "mlp_recompute_level"
+                                    : "mlp_activation_layers";
   if (const auto why = uncountable(config.mlp_activation, level_key); !why.empty()) {
     return Error{why};
   }
@@ -110,18 +111,8 @@ std::int64_t Policy::number(const LayerInfo& layer) const {
 
 bool Policy::recomputes(Module module, const LayerInfo& layer) const {
   if (config_.granularity != Granularity::kSelective || !config_.has(module)) return false;
-  switch (module) {
-    case Module::kMlp:
-      if (layer.is_moe) return false;
-      break;
-    case Module::kMoe:
-    case Module::kMoeAct:
-    case Module::kSharedExperts:
-      if (!layer.is_moe) return false;
-      break;
-    default:
-      break;
-  }
+  const auto has_it = kModules[static_cast<std::size_t>(module)].layers;
+  if (has_it != RECOUP_EVERY_LAYER && (has_it == RECOUP_MOE_LAYER) != layer.is_moe) return false;
   return config_.layers_of(module).contains(number(layer), total_);
 }
 

@@ -108,8 +108,9 @@ if (recompute::IsRerunning()) {
         _source(include + "recoup_layer.h", sources + "recoup_layer.h"),
         _source(src + "recoup_layer.cc", sources + "recoup_layer.cc"),
         _source("recoup/plugin.h", "plugin/include/recoup/plugin.h"),
+        _source("recoup/modules.h", "hooks/include/recoup/modules.h"),
         _source("recoup/host.hpp", "plugin/include/recoup/host.hpp"),
-        _source("recoup/replay.h", "hooks/include/recoup/replay.h"),
+        _source("recoup/checkpoint/replay.h", "hooks/include/recoup/checkpoint/replay.h"),
     ]
 
 

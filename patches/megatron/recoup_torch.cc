@@ -1,10 +1,10 @@
 // recoup's checkpoint engine for Python: `import recoup_torch`.
 //
-// The engine's forward is a Python callable here, so that an early stop crosses the interpreter as a
-// Python exception, and nobody waits for another thread's recompute while holding the GIL.
+// The engine's forward is a Python callable here, so that an early stop crosses the interpreter as
+// a Python exception, and nobody waits for another thread's recompute while holding the GIL.
 #include <torch/extension.h>
 
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 namespace {
 
@@ -66,7 +66,8 @@ recoup::Tensors checkpoint(py::function function, const recoup::Tensors& inputs,
 }  // namespace
 
 PYBIND11_MODULE(recoup_torch, m) {
-  m.doc() = "recoup's activation checkpointing engine (see hooks/include/recoup/checkpoint.h)";
+  m.doc() =
+      "recoup's activation checkpointing engine (see hooks/include/recoup/checkpoint/checkpoint.h)";
   early_stop_type = PyErr_NewException("recoup_torch.EarlyStop", PyExc_BaseException, nullptr);
   m.attr("EarlyStop") = py::handle(early_stop_type);
   m.def("checkpoint", &checkpoint,

@@ -7,7 +7,7 @@
 #include <chrono>
 #include <vector>
 
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 namespace {
 
@@ -47,13 +47,15 @@ void SideBySide(benchmark::State& state) {
                        ? recoup::checkpoint([&](const at::Tensor& in) { return mlp(in); }, x)
                        : mlp(x);
     y.sum().backward();
-    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+        .count();
   };
   // What every checkpoint of this MLP must repeat: fc1 and the activation, with history.
   const auto bare_recompute = [&] {
     const auto start = std::chrono::steady_clock::now();
     benchmark::DoNotOptimize(at::gelu(mlp.fc1(x.detach().requires_grad_())).data_ptr());
-    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+        .count();
   };
   std::vector<double> plain, checkpointed, recompute;
   for (auto _ : state) {

@@ -1,10 +1,10 @@
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 #include <ATen/autocast_mode.h>
 
-#include "fixtures.h"
 #include "../../examples/activation_meter.h"
-#include "recoup/replay.h"
+#include "fixtures.h"
+#include "recoup/checkpoint/replay.h"
 
 namespace recoup {
 namespace {
@@ -136,9 +136,9 @@ TEST(Checkpoint, NoGradModeIsAPlainCall) {
   std::weak_ptr<int> alive;
   auto token = std::make_shared<int>(0);
   alive = token;
-  const auto y = checkpoint([mlp, token = std::move(token)](const Tensors& in) -> Tensors {
-                              return {mlp->forward(in[0])};
-                            }, {x})[0];
+  const auto y = checkpoint([mlp, token = std::move(token)](
+                                const Tensors& in) -> Tensors { return {mlp->forward(in[0])}; },
+                            {x})[0];
   EXPECT_TRUE(alive.expired());  // the forward is not kept
   EXPECT_FALSE(y.requires_grad());
   EXPECT_TRUE(same_bits(y, expected));
@@ -160,8 +160,7 @@ TEST(Checkpoint, NothingToDifferentiateKeepsNothing) {
 TEST(Checkpoint, SeveralInputsAndOutputs) {
   const auto forward = [](const Tensors& in) -> Tensors {
     const auto a = in[0] * in[1];
-    return {a.sin(), at::Tensor(), (a + in[2]).exp(), in[3].defined() ? a : a.cos(),
-            at::arange(3)};
+    return {a.sin(), at::Tensor(), (a + in[2]).exp(), in[3].defined() ? a : a.cos(), at::arange(3)};
   };
   auto a = input({4, 3}), b = at::randn({4, 3}), c = input({1, 3}).detach().set_requires_grad(true);
   CheckpointOptions options;
@@ -216,11 +215,13 @@ TEST(Checkpoint, AnInputModifiedAfterForwardIsAnError) {
 
 TEST(Checkpoint, AnInputThatNoOperationSavedIsCheckedToo) {
   auto x = input() * 1;
-  const auto y = checkpoint([](const Tensors& in) -> Tensors { return {(in[0] + 1).exp()}; }, {x})[0];
+  const auto y =
+      checkpoint([](const Tensors& in) -> Tensors { return {(in[0] + 1).exp()}; }, {x})[0];
   x.detach().add_(1);
   const auto error = error_of([&] { y.sum().backward(); });
   EXPECT_NE(error.find("input 0 (Float[3, 5, 8] on cpu) was modified by an in-place operation"),
-            std::string::npos) << error;
+            std::string::npos)
+      << error;
 }
 
 TEST(Checkpoint, AParameterModifiedAfterForwardIsAnError) {
@@ -240,18 +241,23 @@ TEST(Checkpoint, ARegionThatOverwritesWhatItSavedIsAnError) {
     h.add_(1);  // exp saved its result
     return {h * 2};
   };
-  EXPECT_NE(error_of([&] { overwriting({input()})[0].sum().backward(); }), "");  // as stock autograd
-  EXPECT_NE(error_of([&] { checkpoint(overwriting, {input()})[0].sum().backward(); })
-                .find("modified by an in-place operation"), std::string::npos);
+  EXPECT_NE(error_of([&] { overwriting({input()})[0].sum().backward(); }),
+            "");  // as stock autograd
+  EXPECT_NE(error_of([&] {
+              checkpoint(overwriting, {input()})[0].sum().backward();
+            }).find("modified by an in-place operation"),
+            std::string::npos);
 }
 
 TEST(Checkpoint, InPlaceOperationsWithinTheRegionWork) {
-  expect_transparent([](const Tensors& in) -> Tensors {
-    auto h = in[0] * 2;
-    h.add_(1).relu_();
-    auto g = h * in[0];
-    return {g.mul_(2).sigmoid_()};
-  }, {input()});
+  expect_transparent(
+      [](const Tensors& in) -> Tensors {
+        auto h = in[0] * 2;
+        h.add_(1).relu_();
+        auto g = h * in[0];
+        return {g.mul_(2).sigmoid_()};
+      },
+      {input()});
 }
 
 TEST(Checkpoint, AnInputReturnedModifiedInPlaceIsNoCycle) {
@@ -260,7 +266,8 @@ TEST(Checkpoint, AnInputReturnedModifiedInPlaceIsNoCycle) {
     auto token = std::make_shared<int>(0);
     alive = token;
     auto x = input() * 1;
-    const auto y = checkpoint([token](const Tensors& in) -> Tensors { return {in[0].exp_()}; }, {x})[0];
+    const auto y =
+        checkpoint([token](const Tensors& in) -> Tensors { return {in[0].exp_()}; }, {x})[0];
     token.reset();
     EXPECT_NE(error_of([&] { y.sum().backward(); }).find("in-place"), std::string::npos);
   }
@@ -361,11 +368,13 @@ TEST(Checkpoint, NestedThreeDeepWithTheInnerLast) {
 }
 
 TEST(Checkpoint, ABackwardWithinTheRegion) {
-  expect_transparent([](const Tensors& in) -> Tensors {
-    const auto x = in[0].detach().set_requires_grad(true);
-    const auto g = torch::autograd::grad({x.exp().sin().sum()}, {x})[0];
-    return {in[0].tanh() * g};
-  }, {input()});
+  expect_transparent(
+      [](const Tensors& in) -> Tensors {
+        const auto x = in[0].detach().set_requires_grad(true);
+        const auto g = torch::autograd::grad({x.exp().sin().sum()}, {x})[0];
+        return {in[0].tanh() * g};
+      },
+      {input()});
 }
 
 TEST(Checkpoint, AnExceptionInTheRecomputePropagatesAndLeavesNothing) {
@@ -408,10 +417,13 @@ TEST(Checkpoint, AnExceptionInTheForwardLeavesNothing) {
   {
     auto token = std::make_shared<int>(0);
     alive = token;
-    EXPECT_THROW(checkpoint([token](const Tensors& in) -> Tensors {
-                   const auto h = in[0].exp();
-                   throw std::out_of_range("boom");
-                 }, {x}), std::out_of_range);
+    EXPECT_THROW(checkpoint(
+                     [token](const Tensors& in) -> Tensors {
+                       const auto h = in[0].exp();
+                       throw std::out_of_range("boom");
+                     },
+                     {x}),
+                 std::out_of_range);
   }
   EXPECT_TRUE(alive.expired());
   const auto y = x.exp();
@@ -443,7 +455,9 @@ TEST(Checkpoint, NonDeterminismNamesTheTensor) {
     return {(++calls == 1 ? in[0] : in[0].narrow(0, 0, 2)).exp()};
   });
   EXPECT_EQ(shape.find("recoup: layer 1 mlp: saved tensor 0: the forward saved Float[4, 8] on cpu, "
-                       "the recompute Float[2, 8] on cpu, produced by ExpBackward0"), 0u) << shape;
+                       "the recompute Float[2, 8] on cpu, produced by ExpBackward0"),
+            0u)
+      << shape;
   const auto dtype = backward([&](const Tensors& in) -> Tensors {
     return {in[0].to(++calls == 1 ? at::kFloat : at::kDouble).exp()};
   });
@@ -466,18 +480,21 @@ TEST(Checkpoint, ABufferSavedBeforeItIsFilled) {
   };
   expect_transparent(rrelu, {input({64, 64})});
   const auto mlp = seeded_mlp();
-  expect_transparent([=](const Tensors& in) -> Tensors {
-    return {at::rrelu(mlp->forward(in[0]), 0.1, 0.9, true) + 1};
-  }, {input({16, 8})}, mlp->parameters());
+  expect_transparent(
+      [=](const Tensors& in) -> Tensors {
+        return {at::rrelu(mlp->forward(in[0]), 0.1, 0.9, true) + 1};
+      },
+      {input({16, 8})}, mlp->parameters());
 }
 
 TEST(Checkpoint, MasksOfDropoutAreComplete) {
-  expect_transparent([](const Tensors& in) -> Tensors {
-    return {at::dropout(in[0] * 2, 0.5, true)};
-  }, {input()});
-  expect_transparent([](const Tensors& in) -> Tensors {
-    return {std::get<0>(at::native_dropout(in[0] * 2, 0.5, true))};
-  }, {input()});
+  expect_transparent(
+      [](const Tensors& in) -> Tensors { return {at::dropout(in[0] * 2, 0.5, true)}; }, {input()});
+  expect_transparent(
+      [](const Tensors& in) -> Tensors {
+        return {std::get<0>(at::native_dropout(in[0] * 2, 0.5, true))};
+      },
+      {input()});
 }
 
 // Reads its saved tensors one at a time, and saves its own result.
@@ -511,14 +528,20 @@ TEST(Checkpoint, CustomFunctionsDoNotLeak) {
   int calls = 0;
   ActivationMeter meter(at::kCPU);
   checkpoint([](const Tensors& in) -> Tensors { return {Twice::apply(in[0] * 2) + 1}; }, {x})[0]
-      .sum().backward();
+      .sum()
+      .backward();
   x.mutable_grad().reset();
   EXPECT_EQ(meter.bytes(), 0);
   EXPECT_NE(error_of([&] {
-    checkpoint([&](const Tensors& in) -> Tensors {
-      return {Twice::apply(in[0].to(++calls == 1 ? at::kFloat : at::kDouble))};
-    }, {x})[0].sum().backward();
-  }).find("the recompute Double"), std::string::npos);
+              checkpoint(
+                  [&](const Tensors& in) -> Tensors {
+                    return {Twice::apply(in[0].to(++calls == 1 ? at::kFloat : at::kDouble))};
+                  },
+                  {x})[0]
+                  .sum()
+                  .backward();
+            }).find("the recompute Double"),
+            std::string::npos);
   EXPECT_EQ(meter.bytes(), 0);
 }
 

@@ -10,7 +10,7 @@
 #include <atomic>
 #include <string>
 
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 namespace recoup::testing {
 
@@ -82,11 +82,14 @@ inline void expect_transparent(const Forward& forward, const Tensors& inputs,
 // saving ends a recompute is called but never runs its kernel.
 class KernelCounts {
  public:
-  KernelCounts() : library_(torch::Library::IMPL, "aten", c10::DispatchKey::ADInplaceOrView, __FILE__, __LINE__) {
+  KernelCounts()
+      : library_(torch::Library::IMPL, "aten", c10::DispatchKey::ADInplaceOrView, __FILE__,
+                 __LINE__) {
     for (auto* count : {&addmm, &mm, &gelu}) *count = 0;
     // Below autograd, above the kernels.
     library_.impl("addmm", [](c10::DispatchKeySet ks, const at::Tensor& self, const at::Tensor& a,
-                              const at::Tensor& b, const at::Scalar& beta, const at::Scalar& alpha) {
+                              const at::Tensor& b, const at::Scalar& beta,
+                              const at::Scalar& alpha) {
       ++addmm;
       return at::redispatch::addmm(ks & c10::after_ADInplaceOrView_keyset, self, a, b, beta, alpha);
     });
@@ -94,10 +97,11 @@ class KernelCounts {
       ++mm;
       return at::redispatch::mm(ks & c10::after_ADInplaceOrView_keyset, a, b);
     });
-    library_.impl("gelu", [](c10::DispatchKeySet ks, const at::Tensor& x, c10::string_view approximate) {
-      ++gelu;
-      return at::redispatch::gelu(ks & c10::after_ADInplaceOrView_keyset, x, approximate);
-    });
+    library_.impl(
+        "gelu", [](c10::DispatchKeySet ks, const at::Tensor& x, c10::string_view approximate) {
+          ++gelu;
+          return at::redispatch::gelu(ks & c10::after_ADInplaceOrView_keyset, x, approximate);
+        });
   }
   static inline std::atomic<int> addmm, mm, gelu;
 

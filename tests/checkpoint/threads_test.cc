@@ -1,7 +1,7 @@
 #include <thread>
 
 #include "fixtures.h"
-#include "recoup/checkpoint.h"
+#include "recoup/checkpoint/checkpoint.h"
 
 namespace recoup {
 namespace {
@@ -48,7 +48,8 @@ TEST(Threads, OneRetainedGraph) {
   EXPECT_EQ(wrong, 0);
 }
 
-// Forward in one thread, backward in others; recomputes that draw random numbers exclude each other.
+// Forward in one thread, backward in others; recomputes that draw random numbers exclude each
+// other.
 TEST(Threads, BackwardElsewhereWithDropout) {
   const auto w = torch::full({8, 8}, 0.05, torch::requires_grad());
   std::vector<at::Tensor> xs, losses, expected;

@@ -65,7 +65,7 @@ def test_apply_revert_status(tree):
     assert "std::make_shared<TransformerLayer>(config, i + 1, start_layer);" in applied[
         "infini_train/src/nn/modules/transformer/transformer.cc"]
     for ours, source in {"recoup/plugin.h": "plugin/include/recoup/plugin.h",
-                         "recoup/replay.h": "hooks/include/recoup/replay.h"}.items():
+                         "recoup/checkpoint/replay.h": "hooks/include/recoup/checkpoint/replay.h"}.items():
         assert applied[ours] == open(os.path.join(ROOT, source)).read()
     assert patch("revert", tree).returncode == 0
     assert contents(tree) == TREE

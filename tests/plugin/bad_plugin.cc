@@ -15,7 +15,12 @@ namespace {
 [[maybe_unused]] const recoup_plugin_v1 plugin = {
     WRONG == SHORT_STRUCT ? sizeof(size_t) : sizeof(recoup_plugin_v1),
     WRONG == OTHER_VERSION_IN_STRUCT ? 99u : RECOUP_ABI_VERSION,
-    "bad", "0", nullptr, &init, nullptr, [](void*) {}};
+    "bad",
+    "0",
+    nullptr,
+    &init,
+    nullptr,
+    [](void*) {}};
 }  // namespace
 
 #if WRONG != NO_SYMBOL

@@ -60,8 +60,8 @@ TEST_F(PolicyPlugin, DecidesForEachLayerAndLogsIt) {
     EXPECT_EQ(layer.recompute_mlp(), n <= 12) << n;
     EXPECT_TRUE(layer.recomputes(RECOUP_CORE_ATTN)) << n;
     EXPECT_EQ(layer.full_group(), 0);
-    EXPECT_EQ(lines_.back(), "Layer " + std::to_string(n) + ": recompute_mlp=" +
-                                 (n <= 12 ? "True" : "False"));
+    EXPECT_EQ(lines_.back(),
+              "Layer " + std::to_string(n) + ": recompute_mlp=" + (n <= 12 ? "True" : "False"));
   }
   EXPECT_EQ(lines_.size(), 24u);
   EXPECT_FALSE(recoup.layer({1, /*is_moe=*/true}).recompute_mlp());
@@ -85,9 +85,10 @@ TEST_F(PolicyPlugin, TheConstantModeWinsAndSaysSo) {
   const auto recoup = host(std::string(kMlp) + "recompute_mlp_num_layers: 12\n");
   EXPECT_TRUE(recoup.layer({2}).recompute_mlp());
   EXPECT_FALSE(recoup.layer({3}).recompute_mlp());
-  EXPECT_THAT(warnings_, ElementsAre(AllOf(
-      HasSubstr("environment variable RECOUP_RECOMPUTE_MLP_NUM_LAYERS=2 decides"),
-      HasSubstr("OVERRIDES"), HasSubstr("host_test.yaml:3:1"))));
+  EXPECT_THAT(
+      warnings_,
+      ElementsAre(AllOf(HasSubstr("environment variable RECOUP_RECOMPUTE_MLP_NUM_LAYERS=2 decides"),
+                        HasSubstr("OVERRIDES"), HasSubstr("host_test.yaml:3:1"))));
   options_.config_path.clear();
   EXPECT_TRUE(recoup::Host(RECOUP_POLICY_PLUGIN, options_).layer({2}).recompute_mlp());
 }
@@ -103,7 +104,8 @@ TEST_F(PolicyPlugin, TheConfigurationMayBeTheHostsOwnOptions) {
   EXPECT_TRUE(recoup.layer({1}).recompute_mlp());
   EXPECT_FALSE(recoup.layer({2}).recompute_mlp());
   options_.config_yaml = std::string(kMlp) + "recompute_mlp_num_layers: 0\n";
-  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("options:3:1: recompute_mlp_num_layers: must be >= 1"));
+  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN),
+              HasSubstr("options:3:1: recompute_mlp_num_layers: must be >= 1"));
   options_.config_path = file(kMlp);
   EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("allowed is one of the two"));
 }
@@ -138,7 +140,8 @@ TEST_F(PolicyPlugin, LoadErrorsSayWhatToDo) {
                                                HasSubstr("from the same recoup")));
   EXPECT_THAT(error(BAD_PLUGIN "_2.so"), HasSubstr("does not speak ABI version 1"));
   EXPECT_THAT(error(BAD_PLUGIN "_3.so"), HasSubstr("speaks ABI version 99"));
-  EXPECT_THAT(error(BAD_PLUGIN "_4.so"), HasSubstr("with a struct of 8 bytes, this host version 1"));
+  EXPECT_THAT(error(BAD_PLUGIN "_4.so"),
+              HasSubstr("with a struct of 8 bytes, this host version 1"));
   EXPECT_THAT(error(BAD_PLUGIN "_5.so"), HasSubstr("registered no layer-construction hook"));
 }
 

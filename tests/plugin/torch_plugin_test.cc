@@ -48,8 +48,8 @@ TEST_F(TorchPlugin, ChecksPointsOnlyTheLayersItChose) {
   std::vector<at::Tensor> gradients;
   for (std::int64_t n : {1, 2}) {
     ActivationMeter meter(at::kCPU);
-    const auto y = recoup.layer({n}).mlp(
-        [=](const at::Tensor& in) { return at::gelu(in.mm(w1)).mm(w2); }, x);
+    const auto y =
+        recoup.layer({n}).mlp([=](const at::Tensor& in) { return at::gelu(in.mm(w1)).mm(w2); }, x);
     EXPECT_EQ(meter.bytes() - y.numel() * 4, n == 1 ? 0 : 2 * 16 * 32 * 4);
     gradients.push_back(torch::autograd::grad({y.sum()}, {x})[0]);
   }
@@ -59,13 +59,16 @@ TEST_F(TorchPlugin, ChecksPointsOnlyTheLayersItChose) {
 TEST_F(TorchPlugin, TheHostsExceptionsComeBackAsTheyWere) {
   const auto layer = recoup::Host(RECOUP_PLUGIN, options_).layer({1});
   const auto x = at::randn({4}).requires_grad_();
-  EXPECT_THROW(layer.mlp([](const at::Tensor&) -> at::Tensor { throw std::out_of_range("boom"); }, x),
-               std::out_of_range);
+  EXPECT_THROW(
+      layer.mlp([](const at::Tensor&) -> at::Tensor { throw std::out_of_range("boom"); }, x),
+      std::out_of_range);
   int calls = 0;
-  const auto y = layer.mlp([&](const at::Tensor& in) -> at::Tensor {
-    if (++calls == 2) throw std::out_of_range("boom");
-    return in.exp().sin();
-  }, x);
+  const auto y = layer.mlp(
+      [&](const at::Tensor& in) -> at::Tensor {
+        if (++calls == 2) throw std::out_of_range("boom");
+        return in.exp().sin();
+      },
+      x);
   EXPECT_THROW(y.sum().backward(), std::out_of_range);
 }
 

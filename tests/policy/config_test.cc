@@ -1,4 +1,4 @@
-#include "recoup/config.h"
+#include "recoup/policy/config.h"
 
 #include <gtest/gtest.h>
 
@@ -50,8 +50,8 @@ TEST(Config, SelectiveDefaultsToCoreAttention) {
 }
 
 TEST(Config, FullHasMegatronsMethods) {
-  const auto config = good(
-      "recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 3\n");
+  const auto config =
+      good("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 3\n");
   EXPECT_EQ(config.granularity, Granularity::kFull);
   EXPECT_EQ(config.method, Method::kBlock);
   EXPECT_EQ(config.num_layers, 3);
@@ -85,12 +85,20 @@ TEST(Config, ThreeRules) {
 TEST(Config, WrongTypesSayWhatIsAllowed) {
   const std::string key = "recompute_mlp_num_layers: ";
   for (const auto& [value, shown] : std::vector<std::pair<std::string, std::string>>{
-           {"twelve", "\"twelve\""}, {"1.5", "\"1.5\""}, {"\"12\"", "the text \"12\""},
-           {"012", "\"012\""}, {"0x10", "\"0x10\""}, {"true", "\"true\""}, {"[1]", "a list"},
-           {"{a: 1}", "a mapping"}, {"1e3", "\"1e3\""},
+           {"twelve", "\"twelve\""},
+           {"1.5", "\"1.5\""},
+           {"\"12\"", "the text \"12\""},
+           {"012", "\"012\""},
+           {"0x10", "\"0x10\""},
+           {"true", "\"true\""},
+           {"[1]", "a list"},
+           {"{a: 1}", "a mapping"},
+           {"1e3", "\"1e3\""},
            {"99999999999999999999", "\"99999999999999999999\""}}) {
-    EXPECT_EQ(bad(kMlp + key + value), "x.yaml:3:1: recompute_mlp_num_layers: must be an integer "
-                                       ">= 1, not " + shown);
+    EXPECT_EQ(bad(kMlp + key + value),
+              "x.yaml:3:1: recompute_mlp_num_layers: must be an integer "
+              ">= 1, not " +
+                  shown);
   }
   EXPECT_EQ(bad("recompute_granularity: selectiv\n"),
             "x.yaml:1:1: recompute_granularity: must be selective or full, not \"selectiv\"; did "
@@ -108,8 +116,7 @@ TEST(Config, UnknownKeysAndModulesGetAHint) {
   EXPECT_EQ(bad("recompute_mlp_num_layer: 1\n"),
             "x.yaml:1:1: recompute_mlp_num_layer: unknown key; did you mean "
             "\"recompute_mlp_num_layers\"?");
-  EXPECT_NE(bad("batch: 1\n").find("x.yaml:1:1: batch: unknown key; allowed: "),
-            std::string::npos);
+  EXPECT_NE(bad("batch: 1\n").find("x.yaml:1:1: batch: unknown key; allowed: "), std::string::npos);
   EXPECT_NE(bad(std::string(kSelective) + "recompute_modules: [core_attn, mpl]\n")
                 .find("x.yaml:2:32: recompute_modules: \"mpl\" is no module to recompute; allowed: "
                       "core_attn, mlp, layernorm, moe_act, moe, shared_experts or mla_up_proj; did "
@@ -131,23 +138,28 @@ TEST(Config, DuplicatesNameBothPlaces) {
 
 TEST(Config, FullAndSelectiveDoNotMix) {
   EXPECT_NE(bad("recompute_granularity: full\nrecompute_num_layers: 1\n")
-                .find("full requires recompute_method (uniform or block)"), std::string::npos);
+                .find("full requires recompute_method (uniform or block)"),
+            std::string::npos);
   EXPECT_NE(bad("recompute_granularity: full\nrecompute_method: block\n")
-                .find("full requires recompute_num_layers (an integer >= 1)"), std::string::npos);
+                .find("full requires recompute_num_layers (an integer >= 1)"),
+            std::string::npos);
   EXPECT_NE(bad(std::string(kMlp) + "recompute_method: block\n")
-                .find("recompute_method: requires recompute_granularity: full"), std::string::npos);
+                .find("recompute_method: requires recompute_granularity: full"),
+            std::string::npos);
   EXPECT_NE(bad("recompute_modules: [mlp]\n")
                 .find("recompute_modules: requires recompute_granularity: selective"),
             std::string::npos);
   EXPECT_NE(bad(std::string(kSelective) + "mlp_recompute_level: full\n")
-                .find("requires \"mlp\" in recompute_modules"), std::string::npos);
+                .find("requires \"mlp\" in recompute_modules"),
+            std::string::npos);
 }
 
 TEST(Config, LevelsAreOneOrEachLayers) {
   EXPECT_NE(bad(std::string(kMlp) + "mlp_recompute_level: full\nmlp_activation_layers: 1\n")
                 .find("x.yaml:4:1: mlp_activation_layers: set beside mlp_recompute_level"),
             std::string::npos);
-  EXPECT_TRUE(good(std::string(kMlp) + "mlp_activation_layers: 2-3\n").mlp_activation.contains(3, 0));
+  EXPECT_TRUE(
+      good(std::string(kMlp) + "mlp_activation_layers: 2-3\n").mlp_activation.contains(3, 0));
 }
 
 TEST(Config, BrokenYamlHasAPlace) {

@@ -1,4 +1,4 @@
-#include "recoup/layers.h"
+#include "recoup/policy/layers.h"
 
 #include <gtest/gtest.h>
 
@@ -54,9 +54,16 @@ TEST(LayerSet, OnlyExpressionsOfTheLastLayersNeedTheTotal) {
 }
 
 TEST(LayerSet, BadExpressionsAreQuoted) {
-  for (const char* bad : {"", ",", "0", "x", "3-2", "-0", "-", "--1", "1:0", "3/2", "0/3", "1/",
-                          "1-2-3", "last-1-last-2", "!", "01", "1.5", "+1", "1-4:-2",
-                          "99999999999999999999"}) {
+  for (const char* bad : {"",       ",",
+                          "0",      "x",
+                          "3-2",    "-0",
+                          "-",      "--1",
+                          "1:0",    "3/2",
+                          "0/3",    "1/",
+                          "1-2-3",  "last-1-last-2",
+                          "!",      "01",
+                          "1.5",    "+1",
+                          "1-4:-2", "99999999999999999999"}) {
     const auto set = LayerSet::parse(bad);
     ASSERT_FALSE(set.ok()) << bad;
     EXPECT_NE(set.error().text.find("is no layer expression; allowed are"), std::string::npos);

@@ -1,9 +1,10 @@
-// The quick hack's CMake constant: this binary has its own policy.cc, compiled with the constant set to 12.
+// The quick hack's CMake constant: this binary has its own policy.cc, compiled with the constant
+// set to 12.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 
-#include "recoup/policy.h"
+#include "recoup/policy/policy.h"
 
 namespace recoup {
 namespace {

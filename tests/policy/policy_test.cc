@@ -1,4 +1,4 @@
-#include "recoup/policy.h"
+#include "recoup/policy/policy.h"
 
 #include <gtest/gtest.h>
 
@@ -42,8 +42,9 @@ TEST(Policy, UnsetMeansAllLayers) {
 }
 
 TEST(Policy, MoeModulesAreMoeLayersOnly) {
-  const auto p = policy(config(
-      "recompute_granularity: selective\nrecompute_modules: [moe, moe_act, shared_experts, mlp]\n"));
+  const auto p =
+      policy(config("recompute_granularity: selective\nrecompute_modules: [moe, moe_act, "
+                    "shared_experts, mlp]\n"));
   for (const auto m : {Module::kMoe, Module::kMoeAct, Module::kSharedExperts}) {
     EXPECT_TRUE(p.recomputes(m, moe(1)));
     EXPECT_FALSE(p.recomputes(m, layer(1)));
@@ -61,15 +62,15 @@ TEST(Policy, ScopeCanBeThePipelineStage) {
 }
 
 TEST(Policy, FullBlockAndUniform) {
-  const auto block = policy(config(
-      "recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 2\n"));
+  const auto block = policy(
+      config("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 2\n"));
   EXPECT_EQ(block.full_group(layer(1)), 1);
   EXPECT_EQ(block.full_group(layer(2)), 1);
   EXPECT_EQ(block.full_group(layer(3)), 0);
   EXPECT_EQ(block.full_group({8, false, 6}), 1);  // per stage, as Megatron's
   EXPECT_FALSE(block.recomputes(Module::kMlp, layer(1)));
-  const auto uniform = policy(config(
-      "recompute_granularity: full\nrecompute_method: uniform\nrecompute_num_layers: 3\n"));
+  const auto uniform = policy(
+      config("recompute_granularity: full\nrecompute_method: uniform\nrecompute_num_layers: 3\n"));
   EXPECT_EQ(uniform.full_group(layer(1)), 3);
   EXPECT_EQ(uniform.full_group(layer(2)), 0);
   EXPECT_EQ(uniform.full_group(layer(4)), 3);
@@ -82,8 +83,7 @@ TEST(Policy, OverrideNeedsNoConfigAndSaysSo) {
   EXPECT_FALSE(p.recomputes(Module::kMlp, moe(1)));
   EXPECT_FALSE(p.recomputes(Module::kCoreAttn, layer(1)));
   ASSERT_EQ(p.notices().size(), 1u);
-  EXPECT_EQ(p.notices()[0],
-            "environment variable X=12 decides which layers recompute their MLP");
+  EXPECT_EQ(p.notices()[0], "environment variable X=12 decides which layers recompute their MLP");
   EXPECT_FALSE(policy(Config(), Override{0, "X"}).recomputes(Module::kMlp, layer(1)));
 }
 
@@ -91,13 +91,15 @@ TEST(Policy, OverrideWinsOverTheFileLoudly) {
   const auto p = policy(mlp("recompute_mlp_num_layers: 3\n"), Override{12, "X"});
   EXPECT_TRUE(p.recomputes(Module::kMlp, layer(12)));
   EXPECT_TRUE(p.recomputes(Module::kCoreAttn, layer(20)));  // the rest of the file stays
-  EXPECT_EQ(p.notices().at(0), "X=12 decides which layers recompute their MLP and OVERRIDES "
-                               "x.yaml:3:1: recompute_mlp_num_layers");
+  EXPECT_EQ(p.notices().at(0),
+            "X=12 decides which layers recompute their MLP and OVERRIDES "
+            "x.yaml:3:1: recompute_mlp_num_layers");
   const auto conflict = Policy::create(
       config("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 2\n"),
       Override{12, "X"}, {});
-  EXPECT_EQ(conflict.error().text, "X: conflicts with x.yaml:1:1: recompute_granularity: full, which "
-                                   "recomputes whole layers; unset one of the two");
+  EXPECT_EQ(conflict.error().text,
+            "X: conflicts with x.yaml:1:1: recompute_granularity: full, which "
+            "recomputes whole layers; unset one of the two");
 }
 
 TEST(Policy, EnvironmentVariable) {
@@ -107,7 +109,8 @@ TEST(Policy, EnvironmentVariable) {
   EXPECT_FALSE(Policy::find_override().value().has_value());
   ::setenv(kVariable, "12", 1);
   EXPECT_EQ(Policy::find_override().value()->mlp_num_layers, 12);
-  EXPECT_EQ(Policy::find_override().value()->source, std::string("environment variable ") + kVariable);
+  EXPECT_EQ(Policy::find_override().value()->source,
+            std::string("environment variable ") + kVariable);
   for (const char* bad : {"-1", "x", "1.5", " 2", "0x2"}) {
     ::setenv(kVariable, bad, 1);
     EXPECT_EQ(Policy::find_override().error().text,
@@ -121,8 +124,10 @@ TEST(Policy, AsksOnlyForWhatTheHostHas) {
   EXPECT_EQ(Policy::create(mlp(), {}, {24, 24, std::vector<std::string>{"mlp"}, true}).error().text,
             "x.yaml:2:1: recompute_modules: this host cannot recompute \"core_attn\"; it can "
             "recompute mlp");
-  EXPECT_NE(Policy::create(mlp("recompute_mlp_layers: -1\n"), {}, {}).error().text.find(
-                "counts from the last layer"), std::string::npos);
+  EXPECT_NE(Policy::create(mlp("recompute_mlp_layers: -1\n"), {}, {})
+                .error()
+                .text.find("counts from the last layer"),
+            std::string::npos);
   EXPECT_TRUE(policy(mlp("recompute_mlp_layers: -1\n")).recomputes(Module::kMlp, layer(23)));
   EXPECT_FALSE(policy(mlp("recompute_mlp_layers: -1\n")).recomputes(Module::kMlp, layer(24)));
 }
@@ -132,9 +137,12 @@ TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
   EXPECT_EQ(policy(c).mlp_level(layer(1)), MlpLevel::kActivation);
   EXPECT_EQ(policy(mlp()).mlp_level(layer(1)), MlpLevel::kFull);
   EXPECT_NE(Policy::create(mlp("mlp_activation_layers: last\n"), {}, {24, 24, {}, false})
-                .error().text.find("cannot recompute the activation alone"), std::string::npos);
+                .error()
+                .text.find("cannot recompute the activation alone"),
+            std::string::npos);
   EXPECT_NE(Policy::create(mlp("mlp_activation_layers: last\n"), {}, {})
-                .error().text.find("x.yaml:3:1: mlp_activation_layers: counts from the last layer"),
+                .error()
+                .text.find("x.yaml:3:1: mlp_activation_layers: counts from the last layer"),
             std::string::npos);
   const auto mixed = policy(mlp("mlp_activation_layers: 3-\n"));
   EXPECT_EQ(mixed.mlp_level(layer(2)), MlpLevel::kFull);

@@ -8,7 +8,7 @@
 #include "infini_train/include/autograd/function.h"
 #include "infini_train/include/autograd/grad_mode.h"
 #include "infini_train/include/tensor.h"
-#include "recoup/replay.h"
+#include "recoup/checkpoint/replay.h"
 
 namespace infini_train::autograd::recompute {
 namespace {
@@ -17,7 +17,7 @@ using TensorPtr = std::shared_ptr<Tensor>;
 
 class Region;
 
-// InfiniTrain's side of a recoup::Replay; see recoup/replay.h for what each function is to do. Tensors
+// InfiniTrain's side of a recoup::Replay; see recoup/checkpoint/replay.h for what each function is to do. Tensors
 // have no version counters here, so a change in place goes unnoticed. Functions save after their
 // kernels have run, and no graph is built in a rerun, so each save may end it.
 class ReplayHost {

@@ -1,4 +1,4 @@
-// Activation checkpointing for InfiniTrain's autograd, by recoup: recoup/replay.h on FunctionCtx's
+// Activation checkpointing for InfiniTrain's autograd, by recoup: recoup/checkpoint/replay.h on FunctionCtx's
 // saved-tensor hooks.
 #pragma once
 

@@ -1,9 +1,10 @@
 // The host's side of recoup's plugin interface, header-only: loads a plugin and turns plugin.h into
 // a few C++ calls. Needs C++17 and libdl; knows no tensor library.
 //
-//   recoup::Host recoup("librecoup.so", {"my_trainer", TORCH_VERSION});   // throws recoup::LoadError
-//   recoup::Layer layer = recoup.layer({number, is_moe});                 // in the layer's constructor
-//   x = x + layer.mlp([&](const at::Tensor& h) { return mlp->forward(h); }, norm(x));   // in forward
+//   recoup::Host recoup("librecoup.so", {"my_trainer", TORCH_VERSION});   // throws
+//   recoup::LoadError recoup::Layer layer = recoup.layer({number, is_moe});                 // in
+//   the layer's constructor x = x + layer.mlp([&](const at::Tensor& h) { return mlp->forward(h); },
+//   norm(x));   // in forward
 #pragma once
 
 #include <dlfcn.h>
@@ -36,7 +37,7 @@ struct HostOptions {
   int rank = 0;
   std::int64_t num_layers = 0;
   std::int64_t stage_num_layers = 0;
-  std::uint32_t modules = RECOUP_MLP;  // what this host can recompute
+  std::uint32_t modules = RECOUP_MLP;                             // what this host can recompute
   std::function<void(recoup_log_level, const std::string&)> log;  // empty: standard error
 };
 
@@ -87,7 +88,9 @@ class Layer {
   std::int64_t number() const { return decision_.layer_number; }
   bool recompute_mlp() const { return decision_.recompute_mlp != 0; }
   bool mlp_activation_only() const { return decision_.mlp_activation_only != 0; }
-  bool recomputes(recoup_module module) const { return (decision_.recompute_modules & module) != 0; }
+  bool recomputes(recoup_module module) const {
+    return (decision_.recompute_modules & module) != 0;
+  }
   std::int64_t full_group() const { return decision_.full_group; }
 
   // The MLP's forward: one tensor in, one out; checkpointed where recoup decided so. `forward` is

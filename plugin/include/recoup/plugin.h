@@ -1,6 +1,6 @@
-/* recoup's plugin interface: the whole contract between a transformer trainer (the host) and a recoup
- * plugin, a shared library. Plain C. C++ hosts include recoup/host.hpp, which loads a plugin and
- * speaks this interface for them in ten lines.
+/* recoup's plugin interface: the whole contract between a transformer trainer (the host) and a
+ * recoup plugin, a shared library. Plain C. C++ hosts include recoup/host.hpp, which loads a plugin
+ * and speaks this interface for them in ten lines.
  *
  * How a host uses a plugin:
  *   1. dlopen() the library, dlsym() RECOUP_ENTRY_SYMBOL, call it with RECOUP_ABI_VERSION.
@@ -11,15 +11,16 @@
  *   4. For each such part of a layer the forward goes through checkpoint(), where there is one.
  *   5. finalize(), once no layer is used any more.
  *
- * Two libraries speak it. librecoup.so has a checkpoint engine for LibTorch hosts. librecoup_policy.so
- * needs no LibTorch; its checkpoint is null: the host has its own and wants the decisions only.
+ * Two libraries speak it. librecoup.so has a checkpoint engine for LibTorch hosts.
+ * librecoup_policy.so needs no LibTorch; its checkpoint is null: the host has its own and wants the
+ * decisions only.
  *
- * Growth: every struct starts with struct_size, which its owner sets to sizeof as it was compiled. A
- * later minor version only appends fields; a reader touches no field beyond the owner's size. A
+ * Growth: every struct starts with struct_size, which its owner sets to sizeof as it was compiled.
+ * A later minor version only appends fields; a reader touches no field beyond the owner's size. A
  * change that breaks this is a new RECOUP_ABI_VERSION and a new entry symbol.
  *
- * Errors: a function that can fail returns a status and writes one complete sentence for a person to
- * error (at most error_size bytes with the terminating zero; error may be null). No exception
+ * Errors: a function that can fail returns a status and writes one complete sentence for a person
+ * to error (at most error_size bytes with the terminating zero; error may be null). No exception
  * crosses this interface in either direction.
  *
  * Threads: init, hooks and finalize from one thread at a time; checkpoint from any. Strings belong
@@ -29,6 +30,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "recoup/modules.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -52,18 +55,6 @@ typedef enum recoup_log_level { RECOUP_LOG_INFO = 0, RECOUP_LOG_WARNING = 1 } re
 /* Receives one line without a newline. */
 typedef void (*recoup_log_fn)(void* user, recoup_log_level level, const char* line);
 
-/* The modules of a layer, as bits; names are Megatron-LM's. */
-typedef enum recoup_module {
-  RECOUP_CORE_ATTN = 1 << 0,
-  RECOUP_MLP = 1 << 1,
-  RECOUP_LAYERNORM = 1 << 2,
-  RECOUP_MOE_ACT = 1 << 3,
-  RECOUP_MOE = 1 << 4,
-  RECOUP_SHARED_EXPERTS = 1 << 5,
-  RECOUP_MLA_UP_PROJ = 1 << 6,
-  RECOUP_MLP_ACTIVATION = 1 << 7 /* the MLP from fc1's output on; see mlp_activation_only */
-} recoup_module;
-
 /* A layer under construction: the host fills the first part, the hook the second. */
 typedef struct recoup_layer_v1 {
   size_t struct_size;
@@ -74,10 +65,10 @@ typedef struct recoup_layer_v1 {
   int64_t stage_offset; /* layers before this pipeline stage's first one; 0 without pipelining */
 
   /* Out. */
-  int32_t recompute_mlp;      /* nonzero: recompute the layer's MLP; never for an MoE layer */
-  uint32_t recompute_modules; /* all modules to recompute, bits of recoup_module */
-  int64_t full_group;         /* granularity full: how many layers from this one on share one
-                                 checkpoint; 0: none starts here */
+  int32_t recompute_mlp;       /* nonzero: recompute the layer's MLP; never for an MoE layer */
+  uint32_t recompute_modules;  /* all modules to recompute, bits of recoup_module */
+  int64_t full_group;          /* granularity full: how many layers from this one on share one
+                                  checkpoint; 0: none starts here */
   int32_t mlp_activation_only; /* nonzero, beside recompute_mlp: checkpoint what follows fc1, so
                                   that fc1's output is kept and no GEMM is repeated */
   int32_t distribute_saved_activations; /* nonzero: each tensor-parallel rank keeps only its part of
@@ -143,9 +134,9 @@ typedef struct recoup_plugin_v1 {
   recoup_status (*init)(void** plugin, const recoup_host_v1* host, char* error, size_t error_size);
 
   /* Runs region->forward(inputs) so that only `inputs` are kept until backward; see
-   * recoup/checkpoint.h for what that means. Fills `outputs`. An exception of the forward, or of
-   * the engine, is in *(std::exception_ptr*)exception; the host rethrows it.
-   * Null where the library has no engine. */
+   * recoup/checkpoint/checkpoint.h for what that means. Fills `outputs`. An exception of the
+   * forward, or of the engine, is in *(std::exception_ptr*)exception; the host rethrows it. Null
+   * where the library has no engine. */
   recoup_status (*checkpoint)(void* plugin, const recoup_region_v1* region, const void* inputs,
                               void* outputs, void* exception, char* error, size_t error_size);
 

@@ -6,15 +6,15 @@
 #include <string>
 #include <vector>
 
-#include "recoup/config.h"
+#include "recoup/policy/config.h"
 
 namespace recoup {
 
 // A transformer layer as its host constructs it.
 struct LayerInfo {
-  std::int64_t number;           // 1-indexed, global over all pipeline stages
-  bool is_moe = false;           // its MLP is a mixture of experts
-  std::int64_t stage_offset = 0; // layers before this pipeline stage's first one
+  std::int64_t number;            // 1-indexed, global over all pipeline stages
+  bool is_moe = false;            // its MLP is a mixture of experts
+  std::int64_t stage_offset = 0;  // layers before this pipeline stage's first one
 };
 
 // What the host can say of itself; each part may be unknown.
@@ -22,7 +22,7 @@ struct Model {
   std::int64_t num_layers = 0;                      // in the whole model; 0: unknown
   std::int64_t stage_num_layers = 0;                // on this pipeline stage; 0: unknown
   std::optional<std::vector<std::string>> modules;  // which modules it can recompute
-  bool mlp_activation = true;                       // whether its MLP can recompute from fc1's output on
+  bool mlp_activation = true;  // whether its MLP can recompute from fc1's output on
 };
 
 // The quick hack: a first-N for the MLP that needs no YAML.
@@ -63,7 +63,8 @@ class Policy {
 
  private:
   Policy() = default;
-  std::int64_t number(const LayerInfo& layer) const;  // in the scope that the configuration counts in
+  std::int64_t number(
+      const LayerInfo& layer) const;  // in the scope that the configuration counts in
   Config config_;
   std::int64_t total_ = 0;  // in the same scope
   std::vector<std::string> notices_;

@@ -10,12 +10,14 @@
 
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "recoup/layers.h"
+#include "recoup/modules.h"
+#include "recoup/policy/layers.h"
 #include "recoup/result.h"
 
 namespace recoup {
@@ -26,10 +28,38 @@ enum class Granularity { kNone, kSelective, kFull };
 // share one checkpoint. kBlock: the first recompute_num_layers, each its own checkpoint.
 enum class Method { kUniform, kBlock };
 
-// The modules Megatron-LM can recompute, in the order of kModuleNames.
-enum class Module { kCoreAttn, kMlp, kLayernorm, kMoeAct, kMoe, kSharedExperts, kMlaUpProj };
-inline constexpr std::size_t kModuleCount = 7;
-extern const std::array<const char*, kModuleCount> kModuleNames;
+// The rows of modules.h, in their order.
+enum class Module {
+#define RECOUP_MODULE(c_name, cc_name, name, bit, layers, meaning) cc_name,
+  RECOUP_MODULES(RECOUP_MODULE)
+#undef RECOUP_MODULE
+};
+
+struct ModuleRow {
+  const char* name;
+  std::uint32_t bit;         // in the contract
+  recoup_layer_kind layers;  // which layers have it
+  const char* meaning;
+};
+inline constexpr ModuleRow kModules[] = {
+#define RECOUP_MODULE(c_name, cc_name, name, bit, layers, meaning) \
+  {name, std::uint32_t{1} << bit, layers, meaning},
+    RECOUP_MODULES(RECOUP_MODULE)
+#undef RECOUP_MODULE
+};
+inline constexpr std::size_t kModuleCount = std::size(kModules);
+
+namespace detail {
+constexpr bool module_bits_are_distinct() {
+  std::uint32_t seen = RECOUP_MLP_ACTIVATION;
+  for (const auto& module : kModules) {
+    if ((seen & module.bit) != 0) return false;
+    seen |= module.bit;
+  }
+  return true;
+}
+}  // namespace detail
+static_assert(detail::module_bits_are_distinct(), "modules.h: two modules share a bit");
 
 // What a recomputed MLP keeps. kFull: its input; fc1 and the activation run again. kActivation:
 // fc1's output; only the activation function and its dropout run again, no GEMM does.
@@ -37,10 +67,10 @@ enum class MlpLevel { kFull, kActivation };
 
 struct Config {
   Granularity granularity = Granularity::kNone;
-  std::optional<Method> method;                  // full only
-  std::optional<std::int64_t> num_layers;        // full only, >= 1
-  std::array<bool, kModuleCount> modules{};      // selective only
-  std::array<LayerSet, kModuleCount> layers;     // which layers each listed module means
+  std::optional<Method> method;               // full only
+  std::optional<std::int64_t> num_layers;     // full only, >= 1
+  std::array<bool, kModuleCount> modules{};   // selective only
+  std::array<LayerSet, kModuleCount> layers;  // which layers each listed module means
   // The layers whose recomputed MLP is at level kActivation; the others are at kFull.
   LayerSet mlp_activation = LayerSet::first(0);
   // Whether layer numbers count from the first layer of the model or of the pipeline stage.

@@ -62,7 +62,8 @@ class Replay {
   template <class... Args>
   explicit Replay(bool early_stop, Args&&... args)
       : host_(std::forward<Args>(args)...), early_stop_(early_stop) {
-    slots_.reserve(6);  // an MLP's: the inputs and weights of fc1 and fc2, and the activation's input
+    slots_.reserve(
+        6);  // an MLP's: the inputs and weights of fc1 and fc2, and the activation's input
   }
 
   Host& host() { return host_; }
@@ -119,7 +120,8 @@ class Replay {
       const std::lock_guard<std::mutex> guard(slots_mutex_);
       if (slot.wanted) slot.held = host_.hold(tensor);
     } else if (sealed_ && cursor_ >= end_ && !early_stop_) {
-      problem_ = "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
+      problem_ =
+          "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
     }
     if (problem_.empty()) ++cursor_;
     // An operation saves some tensors before its kernel runs. Where one of them may be a buffer
@@ -200,7 +202,8 @@ class Replay {
   std::vector<Slot> slots_;
   std::vector<std::size_t> read_;  // the slots that reader_ has read
   const void* reader_ = nullptr;
-  // Of the recompute under way, in its thread only: the next slot, and the one past the last wanted.
+  // Of the recompute under way, in its thread only: the next slot, and the one past the last
+  // wanted.
   std::size_t cursor_ = 0, end_ = 0;
   // The last operation that must finish before the recompute may be left.
   std::optional<typename Host::Operation> busy_;

@@ -60,16 +60,16 @@ struct CheckpointOptions {
   // Whether the rerun ends at the last tensor that backward needs.
   bool early_stop = true;
   // What is held in place of the inputs between forward and rerun, such as this rank's part of
-  // them: keep(inputs) is called without grad mode before the forward, restore(kept) before a rerun,
-  // and gives the inputs' values back. Both or none.
+  // them: keep(inputs) is called without grad mode before the forward, restore(kept) before a
+  // rerun, and gives the inputs' values back. Both or none.
   Forward keep, restore;
   // Outlives the region.
   const Runtime* runtime = &Runtime::cpp();
 };
 
-// Runs forward(inputs), keeping the inputs in place of what autograd would have saved. Inputs may be
-// undefined, need no grad, and have any dtype and device. Outputs are forward's own, of any number;
-// an output may be a parameter. With grad mode off this is a plain call.
+// Runs forward(inputs), keeping the inputs in place of what autograd would have saved. Inputs may
+// be undefined, need no grad, and have any dtype and device. Outputs are forward's own, of any
+// number; an output may be a parameter. With grad mode off this is a plain call.
 Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptions& options = {});
 
 // The same for one input and one output.
