@@ -14,65 +14,11 @@ import functools
 import importlib.util
 import logging
 import os
-import sys
 
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-import recoup_plugin  # noqa: E402
+from recoup import Policy, checkpoint
+from recoup._engine import engine
 
 logger = logging.getLogger("recoup")
-
-_TENSOR = object()  # stands for a tensor in the shape of a result
-
-
-def checkpoint(function, *args, name="checkpoint", context=None):
-    """function(*args) with only the tensors among args kept until backward; recoup's engine.
-
-    Takes what function takes, and returns what it returns: tensors, None and other values, alone or
-    in a tuple or list. `context`, if given, is called now, and what it returns is called for a context
-    manager around each rerun.
-    """
-    import torch
-
-    def split(values):
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
-        return tensors, [_TENSOR if isinstance(v, torch.Tensor) else v for v in values]
-
-    def join(tensors, shape):
-        rest = iter(tensors)
-        return [next(rest) if v is _TENSOR else v for v in shape]
-
-    tensors, shape = split(args)
-    around_rerun = context() if context else contextlib.nullcontext
-    results = []  # of the first run: (whether a tuple or list and which, shape)
-
-    def run(inputs):
-        values = join(inputs, shape)
-        if results:
-            with around_rerun():
-                function(*values)
-            return []  # nobody reads a rerun's results
-        out = function(*values)
-        kind = type(out) if isinstance(out, (tuple, list)) else None
-        out_tensors, out_shape = split(out if kind else [out])
-        results.append((kind, out_shape))
-        return out_tensors
-
-    out = _engine().checkpoint(run, tensors, name=name)
-    kind, out_shape = results[0]
-    values = join(out, out_shape)
-    return kind(values) if kind else values[0]
-
-
-@functools.lru_cache(maxsize=None)
-def _engine():
-    import torch  # noqa: F401  the extension links against it
-
-    spec = importlib.util.spec_from_file_location("recoup_torch",
-                                                  recoup_plugin.library("recoup_torch.so"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def _tracker_states():
     """For checkpoint(context=...): reruns draw from Megatron's RNG tracker as the first run did."""
@@ -100,7 +46,7 @@ def use_engine():
     megatrons = tensor_parallel.checkpoint
     if hasattr(megatrons, "recoup_replaces"):
         return
-    _engine()
+    engine()
 
     @functools.wraps(megatrons)
     def dispatch(function, distribute_saved_activations, *args):
@@ -118,8 +64,8 @@ def _policy(num_layers, logs):
     import torch.distributed as dist
 
     rank = dist.get_rank() if dist.is_initialized() else 0
-    return recoup_plugin.Policy("megatron", num_layers=num_layers, rank=rank,
-                                log=logger.info if logs else lambda line: None)
+    return Policy("megatron", num_layers=num_layers, rank=rank, modules="all",
+                  log=logger.info if logs else lambda line: None)
 
 
 class _LayerModules(list):

@@ -18,10 +18,10 @@ import time
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import recoup
+
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
-sys.path.append(os.path.join(ROOT, "patches", "megatron"))
-import recoup_megatron  # noqa: E402
 
 ROUNDS, STEPS, ROWS, HIDDEN = 7, 400, 8, 16
 
@@ -48,7 +48,7 @@ def python():
 
     measured = [step(lambda: mlp(x)), step(lambda: checkpoint(mlp, x, use_reentrant=False)),
                 step(lambda: checkpoint(mlp, x, use_reentrant=True)),
-                step(lambda: recoup_megatron.checkpoint(mlp, x)),
+                step(lambda: recoup.checkpoint(mlp, x)),
                 lambda: mlp[1](mlp[0](x.detach().requires_grad_()))]
     times = [[] for _ in measured]
     for _ in range(STEPS):

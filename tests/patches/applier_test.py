@@ -1,15 +1,11 @@
 """The patches' shared machinery, on trees of our own writing."""
 import os
 import stat
-import sys
 
 import pytest
 
-from conftest import ROOT
-
-sys.path.append(os.path.join(ROOT, "patches", "megatron"))
-import patch  # noqa: E402  the Megatron patch
-from applier import PatchError, main  # noqa: E402
+from applier import PatchError, main
+from patch_megatron import PATCH
 
 CONFIG = '''"""A config."""
 from typing import List, Optional
@@ -69,7 +65,7 @@ def contents(tree):
 
 
 def call(tree, command, *flags):
-    return main(patch.PATCH, [command, str(tree), *flags])
+    return main(PATCH, [command, str(tree), *flags])
 
 
 def test_apply_revert_status(tree, capsys):
@@ -139,7 +135,7 @@ def test_partly_applied_trees_are_completed(tree, capsys):
 
 def test_a_failed_write_restores_the_files_already_written(tree, monkeypatch):
     before = contents(tree)
-    changes = patch.PATCH.change(str(tree), revert=False)
+    changes = PATCH.change(str(tree), revert=False)
     assert len(changes) == 3
     replace, calls = os.replace, []
 
@@ -151,7 +147,7 @@ def test_a_failed_write_restores_the_files_already_written(tree, monkeypatch):
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(PatchError, match="disk full"):
-        patch.PATCH.write(str(tree), changes)
+        PATCH.write(str(tree), changes)
     assert contents(tree) == before
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import BUILD, ROOT
 
-PATCH = os.path.join(ROOT, "patches", "infinitrain", "patch.py")
+PATCH = os.path.join(ROOT, "patches", "infinitrain", "patch_infinitrain.py")
 
 # Lines that stand where upstream has its own; only what the edits look for.
 TREE = {

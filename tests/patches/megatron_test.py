@@ -18,7 +18,7 @@ def test_version(version):
 def _hang(mode, seconds):
     return subprocess.run(
         [sys.executable, os.path.join(megatron.HERE, "bias_hang.py"), mode], capture_output=True,
-        text=True, timeout=seconds, env={**os.environ, "PYTHONPATH": megatron.PATCHES})
+        text=True, timeout=seconds, env={**os.environ, "PYTHONPATH": megatron.PACKAGE})
 
 
 def test_a_parameter_as_second_output_never_returns_from_a_reentrant_checkpoint():

@@ -15,6 +15,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HERE = os.path.join(ROOT, "tests", "patches", "megatron")
 PATCHES = os.path.join(ROOT, "patches", "megatron")
+PACKAGE = os.path.join(ROOT, "plugin", "python")
 VERSIONS = ("0.13.1", "0.14.0", "0.15.3", "0.16.1")
 YAML = """
 recompute_granularity: selective
@@ -44,11 +45,11 @@ def run(command, tree, paths=(), **environment):
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-             "PYTHONPATH": os.pathsep.join([*paths, tree, HERE, PATCHES]), **environment})
+             "PYTHONPATH": os.pathsep.join([*paths, tree, HERE, PATCHES, PACKAGE]), **environment})
 
 
 def patcher(command, tree):
-    done = subprocess.run([sys.executable, os.path.join(PATCHES, "patch.py"), command, tree],
+    done = subprocess.run([sys.executable, os.path.join(PATCHES, "patch_megatron.py"), command, tree],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,9 +12,8 @@ import yaml
 
 from conftest import BUILD, ROOT, run_trainer
 
-sys.path.append(os.path.join(ROOT, "hooks", "planner"))
-from memory import Model  # noqa: E402
-from plan import Choice, best, exact, expression, integer_program, to_yaml  # noqa: E402
+from memory import Model
+from plan import Choice, best, exact, expression, integer_program, to_yaml
 
 KINDS = ["mlp activation", "mlp full"]
 

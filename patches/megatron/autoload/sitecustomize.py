@@ -25,7 +25,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def then_install(module):
             execute(module)
-            sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+            here = os.path.dirname(os.path.abspath(__file__))
+            sys.path += [os.path.join(here, ".."), os.path.join(here, "..", "..", "..", "plugin", "python")]
             import recoup_megatron
 
             recoup_megatron.install()

@@ -39,9 +39,9 @@ def mlp(x):
 
 x = torch.ones(2, 4, requires_grad=True)
 if sys.argv[1] == "recoup":
-    import recoup_megatron
+    import recoup
 
-    out, second = recoup_megatron.checkpoint(mlp, x)
+    out, second = recoup.checkpoint(mlp, x)
 else:
     out, second = Reentrant.apply(mlp, x)
 (out + second).sum().backward()

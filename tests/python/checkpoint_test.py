@@ -1,6 +1,4 @@
 """recoup's engine in a Python process, beside all that Python's own engine does."""
-import os
-import sys
 import threading
 
 import pytest
@@ -8,10 +6,7 @@ import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from conftest import ROOT
-
-sys.path.append(os.path.join(ROOT, "patches", "megatron"))
-from recoup_megatron import checkpoint  # noqa: E402
+from recoup import checkpoint
 
 
 @pytest.fixture

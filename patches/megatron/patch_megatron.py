@@ -2,7 +2,7 @@
 """Selective MLP recompute for Megatron-LM: adds recompute_mlp_num_layers to an installed megatron-core
 or to a Megatron-LM checkout.
 
-    patch.py apply|revert|status [--dry-run] FOLDER
+    patch_megatron.py apply|revert|status [--dry-run] FOLDER
 
 FOLDER has megatron/core in it: a checkout, or the site-packages that megatron-core is installed in.
 Where megatron/training/arguments.py is there too, the command line gets the option and its checks.

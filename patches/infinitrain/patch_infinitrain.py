@@ -2,7 +2,7 @@
 """Selective MLP recompute for InfiniTrain (github:InfiniTensor/InfiniTrain): layers get their global
 number, ask recoup's plugin, and wrap their MLP in a checkpoint on InfiniTrain's own saved-tensor hooks.
 
-    patch.py apply|revert|status [--dry-run] FOLDER
+    patch_infinitrain.py apply|revert|status [--dry-run] FOLDER
 
 FOLDER is a checkout. Build it as usual; run its examples with --recoup_plugin=.../librecoup_policy.so and
 --recompute_granularity=selective --recompute_modules=mlp --recompute_mlp_num_layers=N, or --recoup_config.
