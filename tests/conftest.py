@@ -38,3 +38,16 @@ def run_trainer(text, *flags, plugin=True, config=None, environment=None, proces
         assert run.returncode == 0, run.stderr
         with open(report) as file:
             return {**json.load(file), "stderr": run.stderr}
+
+
+@pytest.fixture
+def recoup():
+    """Runs the program `recoup`: exit status 0, 1 (refused, one sentence) or 2 (wrong usage), never a crash."""
+    def run(*arguments, **environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RECOUP_")}
+        done = subprocess.run([os.path.join(BUILD, "recoup"), *map(str, arguments)], capture_output=True,
+                              text=True, env={**clean, **environment})
+        assert done.returncode in (0, 1, 2), (arguments, done)
+        assert done.returncode == 0 or done.stderr, arguments
+        return done
+    return run

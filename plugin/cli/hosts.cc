@@ -1,0 +1,29 @@
+#include "hosts.h"
+
+namespace recoup::cli {
+
+const HostRow* find_host(const std::string& name) {
+  for (const auto& host : kHosts) {
+    if (name == host.name) return &host;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> host_names() {
+  std::vector<std::string> names;
+  for (const auto& host : kHosts) names.emplace_back(host.name);
+  return names;
+}
+
+Model model_of(const HostRow& host, std::int64_t num_layers) {
+  Model model;
+  model.num_layers = model.stage_num_layers = num_layers;
+  model.modules.emplace();
+  for (const auto& module : kModules) {
+    if (host.has(module.bit)) model.modules->push_back(module.name);
+  }
+  model.mlp_activation = host.has(RECOUP_MLP_ACTIVATION);
+  return model;
+}
+
+}  // namespace recoup::cli

@@ -1,0 +1,26 @@
+// Columns of text, for terminals and logs.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace recoup::cli {
+
+class Table {
+ public:
+  explicit Table(std::vector<std::string> heads) { rows_.push_back(std::move(heads)); }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+
+  // Each row on a line; the first column and those named in `left` to the left, others to the
+  // right; columns parted by two blanks.
+  std::string text(const std::vector<std::size_t>& left = {}) const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// Sorted layer numbers as recoup's layer expression: "1-3,7,9-10"; "none" for none.
+std::string layer_expression(const std::vector<std::int64_t>& layers);
+
+}  // namespace recoup::cli

@@ -1,0 +1,87 @@
+"""recoup check: the policy's own parser, as a command."""
+import glob
+import os
+
+import pytest
+
+from conftest import ROOT
+
+
+def lines(done):
+    return [line.split(maxsplit=2) for line in done.stdout.splitlines()[1:]]
+
+
+@pytest.fixture
+def check(recoup, tmp_path):
+    def run(text, *arguments, **environment):
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        return recoup("check", path, *arguments, **environment)
+    return run
+
+
+SELECTIVE = "recompute_granularity: selective\nrecompute_modules: [mlp]\n"
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "configs", "*.yaml"))))
+def test_the_configurations_of_the_repository(recoup, path):
+    done = recoup("check", path, "--layers", 24, "--strict")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("layers")
+
+
+def test_what_each_layer_does(check):
+    done = check(SELECTIVE + "recompute_mlp_num_layers: 12\nmlp_activation_layers: 7-12\n", "--layers", 24)
+    assert lines(done) == [["1-6", "dense", "mlp (level full)"], ["7-12", "dense", "mlp (level activation)"],
+                           ["13-24", "dense", "nothing"]]
+
+
+def test_moe_layers(check):
+    done = check("recompute_granularity: selective\nrecompute_modules: [mlp, moe_act]\n", "--layers", 6, "--moe", "4-")
+    assert lines(done) == [["1-3", "dense", "mlp (level full)"], ["4-6", "MoE", "moe_act"]]
+
+
+def test_whole_layers(check):
+    done = check("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 3\n", "--layers", 5)
+    assert lines(done) == [["1-3", "dense", "the whole layer"], ["4-5", "dense", "nothing"]]
+
+
+def test_the_environment_decides_as_in_a_run(check):
+    done = check(SELECTIVE, "--layers", 4, RECOUP_RECOMPUTE_MLP_NUM_LAYERS="2")
+    assert lines(done) == [["1-2", "dense", "mlp (level full)"], ["3-4", "dense", "nothing"]]
+    assert "RECOUP_RECOMPUTE_MLP_NUM_LAYERS=2 decides" in done.stderr
+
+
+@pytest.mark.parametrize("text, arguments, message", [
+    (SELECTIVE + "recompute_mlp_num_layers: twelve\n", (), "x.yaml:3:1: recompute_mlp_num_layers: must be"),
+    (SELECTIVE + "mlp_recompute_level: activation\n", ("--host", "megatron"), "x.yaml:3:1: mlp_recompute_level: this host"),
+    ("recompute_granularity: selective\nrecompute_modules: [moe]\n", ("--host", "infinitrain"),
+     'this host cannot recompute "moe"'),
+    (SELECTIVE, ("--layers", "4", "--moe", "all", "--strict"), "no layer of this model recomputes anything"),
+    (SELECTIVE + "recompute_mlp_num_layers: 99\n", ("--layers", "4", "--strict"), "names layer 99, but there are 4"),
+    (SELECTIVE, ("--layers", "4", "--moe", "7x"), "7x"),
+])
+def test_what_is_refused(check, text, arguments, message):
+    done = check(text, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.startswith("recoup: ")
+
+
+def test_warnings_alone_pass(check):
+    assert check(SELECTIVE + "recompute_mlp_num_layers: 99\n", "--layers", 4).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("check", "/no/such", "--layers", "0"), ("chek",), (),
+                                       ("check", "x", "--host", "jax"), ("check", "x", "--layers", "1e3")])
+def test_wrong_usage(recoup, arguments):
+    assert recoup(*arguments).returncode == 2
+
+
+def test_a_file_that_is_not_there(recoup):
+    done = recoup("check", "/no/such.yaml")
+    assert done.returncode == 1 and "/no/such.yaml" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_version(recoup):
+    done = recoup("--version")
+    assert done.returncode == 0 and done.stdout.startswith("recoup 0.") and "contract 1" in done.stdout
