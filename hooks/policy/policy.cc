@@ -29,6 +29,31 @@ std::string layers_key(const Config& config, std::size_t module) {
   return {};
 }
 
+// What is asked of a host that does not offer it, and what its author would have to set. Empty
+// where nothing is.
+std::string not_offered(const Config& config, const Model& model) {
+  const auto refusal = [&](const std::string& key, const std::string& what,
+                           const std::string& bit) {
+    return place_of(config, key) + ": this host " + what + " (its author must set " + bit +
+           " in recoup_host_v1.capabilities, HostOptions::capabilities)";
+  };
+  if (config.granularity == Granularity::kFull && !model.full) {
+    return refusal("recompute_granularity", "does not recompute whole layers; allowed is selective",
+                   "RECOUP_CAN_FULL");
+  }
+  if (config.distribute_saved_activations && !model.distribute) {
+    return refusal("distribute_saved_activations",
+                   "does not distribute saved activations; allowed is false",
+                   "RECOUP_CAN_DISTRIBUTE");
+  }
+  if (config.per_stage && !model.stages) {
+    return refusal("recompute_layer_scope",
+                   "does not say where its pipeline stages begin; allowed is global",
+                   "RECOUP_CAN_STAGES");
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::optional<Override>> Policy::find_override() {
@@ -68,6 +93,8 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
     config.layers[mlp] = LayerSet::first(override->mlp_num_layers);
   }
 
+  if (const auto why = not_offered(config, model); !why.empty()) return Error{why};
+
   // Why the host cannot tell which layers `set` means, or empty; `key` set it.
   const auto uncountable = [&](const LayerSet& set, const std::string& key) {
     if (policy.total_ > 0 || !set.needs_total()) return std::string();
@@ -80,7 +107,11 @@ Result<Policy> Policy::create(Config config, std::optional<Override> override, c
     if (model.modules && std::find(model.modules->begin(), model.modules->end(),
                                    kModules[m].name) == model.modules->end()) {
       return Error{place_of(config, "recompute_modules") + ": this host cannot recompute \"" +
-                   kModules[m].name + "\"; it can recompute " + text::one_of(*model.modules)};
+                   kModules[m].name + "\"; " +
+                   (model.modules->empty()
+                        ? "it says of no module that it can: its author must set "
+                          "recoup_host_v1.modules (HostOptions::modules)"
+                        : "it can recompute " + text::one_of(*model.modules))};
     }
     const auto key = layers_key(config, m);
     if (const auto why = uncountable(config.layers[m], key); !why.empty()) return Error{why};

@@ -132,6 +132,37 @@ TEST(Policy, AsksOnlyForWhatTheHostHas) {
   EXPECT_FALSE(policy(mlp("recompute_mlp_layers: -1\n")).recomputes(Module::kMlp, layer(24)));
 }
 
+TEST(Policy, WhatAHostDoesNotOfferIsRefusedWithWhatItsAuthorMustSet) {
+  const auto refusal = [](const Config& c, const Model& m) {
+    const auto p = Policy::create(c, {}, m);
+    return p.ok() ? "accepted" : p.error().text;
+  };
+  Model none;
+  none.full = none.distribute = none.stages = false;
+  EXPECT_EQ(
+      refusal(config("recompute_granularity: full\nrecompute_method: block\n"
+                     "recompute_num_layers: 2\n"),
+              none),
+      "x.yaml:1:1: recompute_granularity: this host does not recompute whole layers; allowed is "
+      "selective (its author must set RECOUP_CAN_FULL in recoup_host_v1.capabilities, "
+      "HostOptions::capabilities)");
+  EXPECT_EQ(refusal(mlp("distribute_saved_activations: true\n"), none),
+            "x.yaml:3:1: distribute_saved_activations: this host does not distribute saved "
+            "activations; allowed is false (its author must set RECOUP_CAN_DISTRIBUTE in "
+            "recoup_host_v1.capabilities, HostOptions::capabilities)");
+  EXPECT_EQ(refusal(mlp("recompute_mlp_num_layers: 2\nrecompute_layer_scope: stage\n"), none),
+            "x.yaml:4:1: recompute_layer_scope: this host does not say where its pipeline stages "
+            "begin; allowed is global (its author must set RECOUP_CAN_STAGES in "
+            "recoup_host_v1.capabilities, HostOptions::capabilities)");
+  Model silent;
+  silent.modules.emplace();
+  EXPECT_EQ(
+      refusal(mlp(), silent),
+      "x.yaml:2:1: recompute_modules: this host cannot recompute \"core_attn\"; it says of no "
+      "module that it can: its author must set recoup_host_v1.modules "
+      "(HostOptions::modules)");
+}
+
 TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
   const auto c = mlp("mlp_recompute_level: activation\n");
   EXPECT_EQ(policy(c).mlp_level(layer(1)), MlpLevel::kActivation);

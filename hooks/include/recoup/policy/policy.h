@@ -15,6 +15,7 @@ struct LayerInfo {
   std::int64_t number;            // 1-indexed, global over all pipeline stages
   bool is_moe = false;            // its MLP is a mixture of experts
   std::int64_t stage_offset = 0;  // layers before this pipeline stage's first one
+  std::int64_t mlp_number = 0;    // 1-indexed among the model's dense MLPs; 0: unknown, or none
 };
 
 // What the host can say of itself; each part may be unknown.
@@ -23,6 +24,11 @@ struct Model {
   std::int64_t stage_num_layers = 0;                // on this pipeline stage; 0: unknown
   std::optional<std::vector<std::string>> modules;  // which modules it can recompute
   bool mlp_activation = true;  // whether its MLP can recompute from fc1's output on
+  bool full = true;            // whether it recomputes whole layers (granularity full)
+  bool distribute = true;      // whether it distributes saved activations over its TP ranks
+  bool stages = true;          // whether it says how many layers stand before a pipeline stage
+  bool budget = false;         // whether it can keep a memory budget while training
+  std::optional<std::int64_t> num_mlps{};  // layers with a dense MLP in the whole model
 };
 
 // The quick hack: a first-N for the MLP that needs no YAML.
