@@ -9,6 +9,8 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
+# A model that trains in no time, for gpt_trainer.
+SMALL = ["--hidden", "16", "--heads", "2", "--ffn", "64", "--context", "16", "--batch", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +26,7 @@ def run_trainer(text, *flags, plugin=True, config=None, environment=None, proces
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.json")
         command = [os.path.join(BUILD, "gpt_trainer"), "--text", text, "--report", report,
-                   "--layers", "4", "--hidden", "16", "--heads", "2", "--ffn", "64",
-                   "--context", "16", "--batch", "2", "--steps", "3", "--device", "cpu", *flags]
+                   "--layers", "4", "--steps", "3", *SMALL, *flags]
         if plugin:
             command += ["--plugin", os.path.join(BUILD, "librecoup.so")]
         if config:

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -108,6 +109,15 @@ class Progress {
   bool terminal_;
 };
 
+// What a step takes once warmed up: the median of the steps but the first quarter.
+double steady_seconds(std::vector<double> steps) {
+  steps.erase(steps.begin(),
+              steps.begin() + static_cast<std::ptrdiff_t>((steps.size() + 3) / 4 % steps.size()));
+  const auto middle = steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2);
+  std::nth_element(steps.begin(), middle, steps.end());
+  return *middle;
+}
+
 int train(Options o) {
   if (o.device == "auto") o.device = torch::cuda::is_available() ? "cuda" : "cpu";
   const auto world = gpt::World::join(o.tensor_parallel, o.device);
@@ -137,10 +147,11 @@ int train(Options o) {
   Text text(o.text, o.seed);
   const Progress progress(o.steps);
   nlohmann::json losses = nlohmann::json::array();
-  std::int64_t saved = 0, peak = 0, tokens = 0;
-  const auto start = std::chrono::steady_clock::now();
-  double seconds = 0;
+  std::int64_t saved = 0, peak = 0;
+  const std::int64_t tokens_per_step = o.batch * o.model.context * world.data->size();
+  std::vector<double> step_seconds;
   for (std::int64_t step = 1; step <= o.steps; ++step) {
+    const auto start = std::chrono::steady_clock::now();
     optimizer.zero_grad();
     // All ranks draw all windows; each data-parallel rank takes its own.
     const auto windows = text.windows(o.batch * world.data->size(), o.model.context)
@@ -162,27 +173,32 @@ int train(Options o) {
       losses.push_back(mean.item<float>());
     }
     optimizer.step();
-    tokens += o.batch * o.model.context * world.data->size();
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (world.rank == 0) progress.show(step, losses.back(), static_cast<double>(tokens) / seconds);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    step_seconds.push_back(took.count());
+    if (world.rank == 0) {
+      progress.show(step, losses.back(),
+                    static_cast<double>(tokens_per_step) / steady_seconds(step_seconds));
+    }
   }
   if (world.rank != 0) return 0;
+  const double tokens_per_second =
+      static_cast<double>(tokens_per_step) / steady_seconds(step_seconds);
   std::printf(
       "loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
       "peak, on %s\n",
-      losses.front().get<double>(), losses.back().get<double>(),
-      static_cast<double>(tokens) / seconds, static_cast<long long>(saved),
-      static_cast<long long>(peak), device.str().c_str());
+      losses.front().get<double>(), losses.back().get<double>(), tokens_per_second,
+      static_cast<long long>(saved), static_cast<long long>(peak), device.str().c_str());
   if (!o.report.empty()) {
-    std::ofstream(o.report)
-        << nlohmann::json{{"losses", losses},
-                          {"saved_bytes", saved},
-                          {"peak_bytes", peak},
-                          {"tokens_per_step", o.batch * o.model.context * world.data->size()},
-                          {"tensor_parallel_collectives", world.tensor->collectives()},
-                          {"tokens_per_second", static_cast<double>(tokens) / seconds}}
-               .dump(2)
-        << "\n";
+    std::ofstream(o.report) << nlohmann::json{{"losses", losses},
+                                              {"saved_bytes", saved},
+                                              {"peak_bytes", peak},
+                                              {"tokens_per_step", tokens_per_step},
+                                              {"step_seconds", step_seconds},
+                                              {"tensor_parallel_collectives",
+                                               world.tensor->collectives()},
+                                              {"tokens_per_second", tokens_per_second}}
+                                   .dump(2)
+                            << "\n";
   }
   return 0;
 }
