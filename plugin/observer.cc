@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "../hooks/checkpoint/engine.h"
+#include "../hooks/checkpoint/saved_tensors.h"
 
 namespace recoup {
 namespace {

@@ -208,7 +208,7 @@ class HostRegion {
       Tensors out;
       std::exception_ptr exception;
       if (f(user.get(), &in, &out, &exception) != 0) {
-        // Among them EarlyStop, which ends a recompute: the engine's own exception comes back to
+        // Among them StopRecompute, which ends a recompute: the engine's own exception comes back to
         // it.
         if (exception) std::rethrow_exception(exception);
         throw std::runtime_error("recoup: the host's function failed without an exception");
@@ -249,8 +249,8 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
     CheckpointOptions options;
     options.name = name;
     if (RECOUP_HAS(region, restore) && region->keep != nullptr && region->restore != nullptr) {
-      options.keep = host.function(region->keep);
-      options.restore = host.function(region->restore);
+      options.pack_inputs = host.function(region->keep);
+      options.unpack_inputs = host.function(region->restore);
     }
     if (plugin.observer) forward = plugin.observer->traced(name, std::move(forward));
     out = checkpoint(std::move(forward), in, options);

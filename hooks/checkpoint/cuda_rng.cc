@@ -8,6 +8,8 @@
 
 #include <ATen/cuda/CUDAGraphsUtils.cuh>
 
+#include "torch_private.h"
+
 namespace recoup::cuda_rng {
 namespace {
 
@@ -21,10 +23,19 @@ at::Generator state_at(c10::DeviceIndex device, std::int64_t* seed, std::int64_t
   const auto cell = [device](std::int64_t* p) {
     return at::from_blob(p, {1}, at::TensorOptions().dtype(at::kLong).device(at::kCUDA, device));
   };
+#if RECOUP_TORCH_CAPTURE_STATES
+  auto capture = c10::make_intrusive<at::CUDAGeneratorCaptureState>();
+  capture->offset_intragraph_ = offset;
+  capture->rng_state_seed_extragraph_ = cell(seed);
+  capture->rng_state_offset_extragraph_ = cell(offset_cell);
+  auto state = c10::make_intrusive<at::CUDAGeneratorState>();
+  state->capture_states_.emplace(at::cuda::currentStreamCaptureId().value(), std::move(capture));
+#else
   auto state = c10::make_intrusive<at::CUDAGeneratorState>(0, 0, offset);
   state->capturing_ = true;
   state->seed_extragraph_ = cell(seed);
   state->offset_extragraph_ = cell(offset_cell);
+#endif
   return at::make_generator<at::CUDAGeneratorImpl>(device, std::move(state));
 }
 

@@ -89,9 +89,9 @@ TransformerLayer::TransformerLayer(const nn::TransformerConfig &config, int64_t 
             _edit("a function announces its inputs",
                   "for (auto &t : compute_inputs) { tls_autocast_context.Autocast(type_, t); }", "after",
                   "recompute::BeforeForward(compute_inputs);\n"),
-            _edit("a rerun builds no graph", "bool output_requires_grad = false;", "before", '''
-// A rerun saves tensors and builds no graph: the forward's own graph is what runs backward.
-if (recompute::IsRerunning()) {
+            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before", '''
+// A recompute saves tensors and builds no graph: the forward's own graph is what runs backward.
+if (recompute::IsRecomputing()) {
     for (const auto &output : output_tensors) {
         bool requires_grad = !ctx_.IsNonDifferentiable(output);
         bool any_input = false;
@@ -110,7 +110,7 @@ if (recompute::IsRerunning()) {
         _source("recoup/plugin.h", "plugin/include/recoup/plugin.h"),
         _source("recoup/modules.h", "hooks/include/recoup/modules.h"),
         _source("recoup/host.hpp", "plugin/include/recoup/host.hpp"),
-        _source("recoup/checkpoint/replay.h", "hooks/include/recoup/checkpoint/replay.h"),
+        _source("recoup/checkpoint/recompute.h", "hooks/include/recoup/checkpoint/recompute.h"),
     ]
 
 

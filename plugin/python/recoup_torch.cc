@@ -1,6 +1,6 @@
 // recoup's checkpoint engine for Python: `import recoup_torch`.
 //
-// The engine's forward is a Python callable here, so that an early stop crosses the interpreter as
+// The engine's forward is a Python callable here, so that the end of a recompute crosses the interpreter as
 // a Python exception, and nobody waits for another thread's recompute while holding the GIL.
 #include <torch/extension.h>
 
@@ -10,25 +10,25 @@ namespace {
 
 namespace py = pybind11;
 
-// recoup_torch.EarlyStop, a BaseException: `except Exception` in a forward must not catch it.
+// recoup_torch.StopRecompute, a BaseException: `except Exception` in a forward must not catch it.
 PyObject* early_stop_type = nullptr;
 
 class PythonRuntime final : public recoup::Runtime {
  public:
-  [[noreturn]] void stop(const void* replay) const override {
+  [[noreturn]] void stop(const void* region) const override {
     const py::gil_scoped_acquire gil;
-    PyErr_SetObject(early_stop_type, py::int_(reinterpret_cast<std::uintptr_t>(replay)).ptr());
+    PyErr_SetObject(early_stop_type, py::int_(reinterpret_cast<std::uintptr_t>(region)).ptr());
     throw py::error_already_set();
   }
 
-  bool stopped_by(const void* replay) const override {
+  bool stopped_by(const void* region) const override {
     try {
       throw;
     } catch (py::error_already_set& error) {
       const py::gil_scoped_acquire gil;
       return error.matches(early_stop_type) &&
              error.value().attr("args")[py::int_(0)].cast<std::uintptr_t>() ==
-                 reinterpret_cast<std::uintptr_t>(replay);
+                 reinterpret_cast<std::uintptr_t>(region);
     } catch (...) {
       return false;
     }
@@ -68,8 +68,8 @@ recoup::Tensors checkpoint(py::function function, const recoup::Tensors& inputs,
 PYBIND11_MODULE(recoup_torch, m) {
   m.doc() =
       "recoup's activation checkpointing engine (see hooks/include/recoup/checkpoint/checkpoint.h)";
-  early_stop_type = PyErr_NewException("recoup_torch.EarlyStop", PyExc_BaseException, nullptr);
-  m.attr("EarlyStop") = py::handle(early_stop_type);
+  early_stop_type = PyErr_NewException("recoup_torch.StopRecompute", PyExc_BaseException, nullptr);
+  m.attr("StopRecompute") = py::handle(early_stop_type);
   m.def("checkpoint", &checkpoint,
         "Runs function(inputs), a list of tensors to a list of tensors, keeping only the inputs.",
         py::arg("function"), py::arg("inputs"), py::arg("name") = "checkpoint",

@@ -17,25 +17,6 @@ struct Mlp {
   torch::nn::Linear fc1, fc2;
 };
 
-void step(benchmark::State& state, bool checkpointed, bool grad) {
-  torch::set_num_threads(1);
-  const at::AutoGradMode mode(grad);
-  Mlp mlp(state.range(1));
-  const auto x = at::randn({state.range(0), state.range(1)}).set_requires_grad(grad);
-  for (auto _ : state) {
-    const auto y = checkpointed
-                       ? recoup::checkpoint([&](const at::Tensor& in) { return mlp(in); }, x)
-                       : mlp(x);
-    if (grad) y.sum().backward();
-    benchmark::DoNotOptimize(y.data_ptr());
-  }
-}
-
-void Plain(benchmark::State& state) { step(state, false, true); }
-void Checkpointed(benchmark::State& state) { step(state, true, true); }
-void PlainNoGrad(benchmark::State& state) { step(state, false, false); }
-void CheckpointedNoGrad(benchmark::State& state) { step(state, true, false); }
-
 // Plain and checkpointed steps in turn, so that both see the same machine; medians as counters.
 void SideBySide(benchmark::State& state) {
   torch::set_num_threads(1);
@@ -74,10 +55,6 @@ void SideBySide(benchmark::State& state) {
 
 // {rows, hidden size}
 BENCHMARK(SideBySide)->Args({8, 16})->Args({512, 512})->Unit(benchmark::kMicrosecond);
-BENCHMARK(Plain)->Args({8, 16})->Args({512, 512})->Unit(benchmark::kMicrosecond);
-BENCHMARK(Checkpointed)->Args({8, 16})->Args({512, 512})->Unit(benchmark::kMicrosecond);
-BENCHMARK(PlainNoGrad)->Args({8, 16})->Unit(benchmark::kMicrosecond);
-BENCHMARK(CheckpointedNoGrad)->Args({8, 16})->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 

@@ -29,6 +29,18 @@ struct MlpImpl : torch::nn::Module {
 };
 using Mlp = std::shared_ptr<MlpImpl>;
 
+inline Mlp seeded_mlp(double dropout = 0.0) {
+  torch::manual_seed(2);
+  return std::make_shared<MlpImpl>(8, 32, dropout);
+}
+inline Forward of(const Mlp& mlp) {
+  return [mlp](const Tensors& in) -> Tensors { return {mlp->forward(in[0])}; };
+}
+inline at::Tensor input(c10::IntArrayRef sizes = {3, 5, 8}) {
+  torch::manual_seed(1);
+  return torch::randn(sizes, torch::requires_grad());
+}
+
 inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   return a.defined() == b.defined() && (!a.defined() || at::equal(a, b));
 }

@@ -65,7 +65,7 @@ def test_apply_revert_status(tree):
     assert "std::make_shared<TransformerLayer>(config, i + 1, start_layer);" in applied[
         "infini_train/src/nn/modules/transformer/transformer.cc"]
     for ours, source in {"recoup/plugin.h": "plugin/include/recoup/plugin.h",
-                         "recoup/checkpoint/replay.h": "hooks/include/recoup/checkpoint/replay.h"}.items():
+                         "recoup/checkpoint/recompute.h": "hooks/include/recoup/checkpoint/recompute.h"}.items():
         assert applied[ours] == open(os.path.join(ROOT, source)).read()
     assert patch("revert", tree).returncode == 0
     assert contents(tree) == TREE
@@ -174,7 +174,7 @@ std::shared_ptr<Tensor> op(const std::shared_ptr<Tensor> &x, std::vector<Saved> 
     const auto saved = save_output ? y->Detach() : x;
     saved->dims = {int64_t(dims)};
     auto state = hooks.pack(saved);
-    if (recompute::IsRerunning()) { y->set_requires_grad(x->requires_grad()); return y; }
+    if (recompute::IsRecomputing()) { y->set_requires_grad(x->requires_grad()); return y; }
     graph.push_back({state, hooks});
     return y;
 }

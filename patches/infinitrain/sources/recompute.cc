@@ -8,7 +8,7 @@
 #include "infini_train/include/autograd/function.h"
 #include "infini_train/include/autograd/grad_mode.h"
 #include "infini_train/include/tensor.h"
-#include "recoup/checkpoint/replay.h"
+#include "recoup/checkpoint/recompute.h"
 
 namespace infini_train::autograd::recompute {
 namespace {
@@ -17,13 +17,12 @@ using TensorPtr = std::shared_ptr<Tensor>;
 
 class Region;
 
-// InfiniTrain's side of a recoup::Replay; see recoup/checkpoint/replay.h for what each function is to do. Tensors
+// InfiniTrain's side of a recoup::Recompute; see recoup/checkpoint/recompute.h for what each function is to do. Tensors
 // have no version counters here, so a change in place goes unnoticed. Functions save after their
-// kernels have run, and no graph is built in a rerun, so each save may end it.
-class ReplayHost {
+// kernels have run, and no graph is built in a recompute, so each save may end it. Hence the defaults.
+class Framework : public recoup::FrameworkDefaults {
 public:
     using Tensor = TensorPtr;
-    using Operation = int;
     struct Record {
         std::vector<int64_t> dims;
         DataType dtype;
@@ -31,10 +30,9 @@ public:
     };
     using Held = TensorPtr;
 
-    ReplayHost(Region &region, std::string name) : region_(region), name_(std::move(name)) {}
+    Framework(Region &region, std::string name) : region_(region), name_(std::move(name)) {}
 
     Record describe(const TensorPtr &t) const { return {t->Dims(), t->Dtype(), t->GetDevice()}; }
-    std::string changed(const Record &) const { return {}; }
     std::string mismatch(const Record &record, const TensorPtr &t) const {
         if (record.dims == t->Dims() && record.dtype == t->Dtype() && record.device == t->GetDevice()) {
             return {};
@@ -42,24 +40,12 @@ public:
         return "the forward saved " + Text(record.dims, record.dtype) + ", the recompute "
              + Text(t->Dims(), t->Dtype()) + "; the forward must compute the same thing when it is run again";
     }
-    bool leavable(const Record &, const TensorPtr &) const { return true; }
-    Operation operation() const { return 0; }
     Held hold(const TensorPtr &t) const { return t; }
     bool read(const Held &held, TensorPtr *t, std::string *) const {
         *t = held;
         return held != nullptr;
     }
-    const void *reader() const { return nullptr; }
-    void rerun();
-    [[noreturn]] void stop(const void *replay) const { throw recoup::EarlyStop{replay}; }
-    bool stopped_by(const void *replay) const {
-        try {
-            throw;
-        } catch (const recoup::EarlyStop &stop) { return stop.replay == replay; } catch (...) {
-            return false;
-        }
-    }
-    std::unique_lock<std::mutex> lock(std::mutex &mutex) const { return std::unique_lock<std::mutex>(mutex); }
+    void recompute();
     const std::string &name() const { return name_; }
 
 private:
@@ -74,10 +60,10 @@ private:
 };
 
 // Owned by the saved tensors of its forward.
-class Region : public recoup::Replay<ReplayHost> {
+class Region : public recoup::Recompute<Framework> {
 public:
     Region(std::function<Tensors(const Tensors &)> forward, const Tensors &inputs, const std::string &name)
-        : Replay(/*early_stop=*/true, *this, name), forward_(std::move(forward)), autocast_(tls_autocast_context) {
+        : Recompute(/*early_stop=*/true, *this, name), forward_(std::move(forward)), autocast_(tls_autocast_context) {
         for (const auto &input : inputs) {
             // Not the tensor itself, which may lead back to this region through its history.
             inputs_.push_back(input->Detach());
@@ -94,7 +80,7 @@ public:
 
     Tensors Run(const Tensors &inputs) const { return forward_(inputs); }
 
-    void Rerun() const {
+    void RunAgain() const {
         const auto autocast = std::exchange(tls_autocast_context, autocast_);
         try {
             forward_(inputs_);
@@ -111,15 +97,15 @@ private:
     Tensors inputs_;
 };
 
-// A forward or a rerun under way in this thread; they nest.
+// A forward or a recompute under way in this thread; they nest.
 struct Scope {
     Region *region;
-    bool rerun;
+    bool recompute;
     size_t function = 0;                        // how many have begun
     std::vector<const Tensor *> function_inputs; // of the last of them
     Scope *outer;
 
-    Scope(Region *region, bool rerun) : region(region), rerun(rerun), outer(current) { current = this; }
+    Scope(Region *region, bool recompute) : region(region), recompute(recompute), outer(current) { current = this; }
     ~Scope() { current = outer; }
     static thread_local Scope *current;
 };
@@ -136,7 +122,7 @@ struct Slot {
     const size_t index;
 };
 
-void ReplayHost::rerun() {
+void Framework::recompute() {
     const EnableGradGuard grad;
     const FunctionCtx::SavedTensorHooksGuard hooks({
         [this](const TensorPtr &t) -> std::shared_ptr<void> {
@@ -146,7 +132,7 @@ void ReplayHost::rerun() {
         [](const std::shared_ptr<void> &t) { return std::static_pointer_cast<infini_train::Tensor>(t); },
     });
     const Scope scope(&region_, true);
-    region_.Rerun();
+    region_.RunAgain();
 }
 
 } // namespace
@@ -171,7 +157,7 @@ Tensors Checkpoint(std::function<Tensors(const Tensors &)> forward, const Tensor
     });
     const Scope scope(region.get(), false);
     auto outputs = region->Run(inputs);
-    region->seal();
+    region->forward_done();
     return outputs;
 }
 
@@ -183,7 +169,7 @@ void BeforeForward(const Tensors &inputs) {
     ++scope->function;
     scope->function_inputs.clear();
     for (const auto &input : inputs) { scope->function_inputs.push_back(input.get()); }
-    if (!scope->rerun) {
+    if (!scope->recompute) {
         return;
     }
     const auto &origins = scope->region->origins;
@@ -197,6 +183,6 @@ void BeforeForward(const Tensors &inputs) {
     for (auto origin = first; origin != last; ++origin) { scope->region->refill(inputs.at(origin->input)); }
 }
 
-bool IsRerunning() { return Scope::current != nullptr && Scope::current->rerun; }
+bool IsRecomputing() { return Scope::current != nullptr && Scope::current->recompute; }
 
 } // namespace infini_train::autograd::recompute

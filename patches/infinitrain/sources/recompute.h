@@ -1,4 +1,4 @@
-// Activation checkpointing for InfiniTrain's autograd, by recoup: recoup/checkpoint/replay.h on FunctionCtx's
+// Activation checkpointing for InfiniTrain's autograd, by recoup: recoup/checkpoint/recompute.h on FunctionCtx's
 // saved-tensor hooks.
 #pragma once
 
@@ -20,11 +20,11 @@ using Tensors = std::vector<std::shared_ptr<Tensor>>;
 // not run again. forward must compute the same thing each time, and not modify its inputs.
 Tensors Checkpoint(std::function<Tensors(const Tensors &)> forward, const Tensors &inputs, const std::string &name);
 
-// Called by Function::Apply with the inputs that a forward is about to compute with. During a rerun
-// that needs no more than these, it takes them and ends the rerun.
+// Called by Function::Apply with the inputs that a forward is about to compute with. During a recompute
+// that needs no more than these, it takes them and ends the recompute.
 void BeforeForward(const Tensors &inputs);
 
-// Whether this thread is in a rerun: functions save their tensors then, but build no graph.
-bool IsRerunning();
+// Whether this thread is in a recompute: functions save their tensors then, but build no graph.
+bool IsRecomputing();
 
 } // namespace infini_train::autograd::recompute

@@ -1,9 +1,10 @@
-#include "ambient.h"
+#include "recompute_state.h"
 
 #include <ATen/Context.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+
+#include "torch_private.h"
 
 namespace recoup {
 
@@ -39,10 +40,10 @@ std::vector<RngState> RngWatch::drawn() const {
   return drawn;
 }
 
-Ambient::Ambient(const std::vector<at::Tensor>& inputs) {
+RecomputeState::RecomputeState(const std::vector<at::Tensor>& inputs) {
   const auto devices = devices_of(inputs);
   for (const auto& device : devices) {
-    streams_.push_back(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+    streams_.push_back(torch_private::VirtualGuardImpl(device.type()).getStream(device));
   }
 
   const auto autocast = [this](at::DeviceType type) {
@@ -57,22 +58,22 @@ Ambient::Ambient(const std::vector<at::Tensor>& inputs) {
   for (const auto& device : devices) autocast(device.type());
 }
 
-ScopedAmbient::ScopedAmbient(const Ambient& ambient) {
-  for (const auto& then : ambient.autocast_) {
-    const Ambient::Autocast now{then.device, at::autocast::is_autocast_enabled(then.device),
-                                at::autocast::get_autocast_dtype(then.device)};
+ScopedRecomputeState::ScopedRecomputeState(const RecomputeState& state) {
+  for (const auto& then : state.autocast_) {
+    const RecomputeState::Autocast now{then.device, at::autocast::is_autocast_enabled(then.device),
+                                       at::autocast::get_autocast_dtype(then.device)};
     if (now.enabled == then.enabled && now.dtype == then.dtype) continue;
     autocast_before_.push_back(now);
     at::autocast::set_autocast_enabled(then.device, then.enabled);
     at::autocast::set_autocast_dtype(then.device, then.dtype);
   }
-  for (const auto& stream : ambient.streams_) {
+  for (const auto& stream : state.streams_) {
     streams_.push_back(std::make_unique<c10::StreamGuard>(stream));
   }
-  for (const auto& state : ambient.rng_) rng_.push_back(std::make_unique<ScopedRng>(state));
+  for (const auto& drawn : state.rng_) rng_.push_back(std::make_unique<ScopedRng>(drawn));
 }
 
-ScopedAmbient::~ScopedAmbient() {
+ScopedRecomputeState::~ScopedRecomputeState() {
   rng_.clear();
   while (!streams_.empty()) streams_.pop_back();  // inner guards first
   for (const auto& before : autocast_before_) {

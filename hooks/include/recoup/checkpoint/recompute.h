@@ -1,13 +1,14 @@
 // The framework-independent half of an activation checkpoint: slots for the tensors that autograd
 // would have saved, one recompute per backward to refill them, early stop, and the check that the
-// recompute saved what the forward did. A framework supplies a Host (below); LibTorch's is in
+// recompute saved what the forward did. A framework supplies a Framework (below); LibTorch's is in
 // hooks/checkpoint, InfiniTrain's in patches/infinitrain.
 //
 // Life of a region:
-//   forward    each saved tensor's pack hook calls record(), which keeps a description, no data
-//   backward   the first unpack hook calls take(), which finds its slot empty and reruns the
-//              forward; pack hooks now call refill() until every slot still wanted is full, then
-//              EarlyStop is thrown out of the forward; later unpacks find their slots full
+//   forward    each saved tensor's pack hook calls record(), which keeps a description, no data;
+//              forward_done() when it has returned
+//   backward   the first unpack hook calls take(), which finds its slot empty and recomputes; pack
+//              hooks now call refill() until every slot still wanted is full, then StopRecompute is
+//              thrown out of the forward; later unpacks find their slots full
 //   release    a saved tensor that autograd drops calls release(); the last one frees the region
 #pragma once
 
@@ -23,54 +24,85 @@ namespace recoup {
 
 // Thrown through the forward to end a recompute. Not a std::exception, so that a forward which
 // handles errors does not take it for one.
-struct EarlyStop {
-  const void* replay;  // whose recompute ends
+struct StopRecompute {
+  const void* region;  // whose recompute ends
 };
 
 // What is wrong with a region's recompute: names the region and the tensor.
-class ReplayError : public std::runtime_error {
+class RecomputeError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// Host requirements:
+// What a Framework answers where it has nothing of its own to say: tensors have no version
+// counters, an operation saves when its kernel has run and survives an exception, nobody reads a
+// saved tensor twice, and the forward is C++. A Framework derives from it and hides what differs.
+struct FrameworkDefaults {
+  using Operation = int;
+
+  template <class Record>
+  std::string changed(const Record&) const {
+    return {};
+  }
+  template <class Record, class Tensor>
+  bool may_stop_after(const Record&, const Tensor&) const {
+    return true;
+  }
+  Operation operation() const { return 0; }
+  const void* reader() const { return nullptr; }
+  [[noreturn]] void stop(const void* region) const { throw StopRecompute{region}; }
+  bool stopped_by(const void* region) const {
+    try {
+      throw;
+    } catch (const StopRecompute& stop) {
+      return stop.region == region;
+    } catch (...) {
+      return false;
+    }
+  }
+  std::unique_lock<std::mutex> lock(std::mutex& mutex) const {
+    return std::unique_lock<std::mutex>(mutex);
+  }
+};
+
+// Framework requirements; those marked * are in FrameworkDefaults:
 //   Tensor                                 the framework's tensor handle
 //   Record                                 what the forward remembers of a saved tensor
 //   Held                                   a refilled tensor; default-constructed: none
 //   Record describe(const Tensor&)         during the forward
-//   std::string changed(const Record&)     why the forward's tensor is no longer what it was (it
+// * std::string changed(const Record&)     why the forward's tensor is no longer what it was (it
 //                                          was modified in place), or empty
 //   std::string mismatch(const Record&, const Tensor&)   how a recomputed tensor differs, or empty
-//   bool leavable(const Record&, const Tensor&)   whether the operation that saves this tensor may
-//                                          be left at once: the tensor's content is final, and the
-//                                          operation survives an exception
-//   Operation operation()                  a value that differs between the operations that save
+// * bool may_stop_after(const Record&, const Tensor&)    whether the operation that saves this
+//                                          tensor may be left at once: the tensor's content is
+//                                          final, and the operation survives an exception
+// * Operation operation()                  a value that differs between the operations that save
 //   Held hold(const Tensor&)               during the recompute
-//   bool read(const Held&, Tensor*, std::string* problem)   gives the tensor to autograd; false
-//                                          where none is held; `problem` where it was modified
-//   const void* reader()                   which node of the graph reads now; it may read again
-//   void rerun()                           runs the forward with pack hooks that call refill()
-//   [[noreturn]] void stop(const void* replay)      throws EarlyStop in the framework's way
-//   bool stopped_by(const void* replay)    in a catch (...): whether it was that
-//   std::unique_lock<std::mutex> lock(std::mutex&)  for the recompute's long mutex
+//   bool read(const Held&, Tensor*, std::string* error)   gives the tensor to autograd; false
+//                                          where none is held; `error` where it was modified
+// * const void* reader()                   which node of the graph reads now; it may read again
+//   void recompute()                       runs the forward with pack hooks that call refill()
+// * [[noreturn]] void stop(const void* region)      throws StopRecompute in the framework's way
+// * bool stopped_by(const void* region)    in a catch (...): whether it was that
+// * std::unique_lock<std::mutex> lock(std::mutex&)  for the recompute's long mutex
 //   std::string name()                     the region's name, for errors
-template <class Host>
-class Replay {
+template <class Framework>
+class Recompute {
  public:
-  using Tensor = typename Host::Tensor;
+  using Tensor = typename Framework::Tensor;
 
   template <class... Args>
-  explicit Replay(bool early_stop, Args&&... args)
-      : host_(std::forward<Args>(args)...), early_stop_(early_stop) {
+  explicit Recompute(bool early_stop, Args&&... args)
+      : framework_(std::forward<Args>(args)...), early_stop_(early_stop) {
     slots_.reserve(
         6);  // an MLP's: the inputs and weights of fc1 and fc2, and the activation's input
   }
 
-  Host& host() { return host_; }
+  Framework& framework() { return framework_; }
 
   // Forward: a new slot for a tensor that autograd saves. The data is not kept.
   std::size_t record(const Tensor& tensor) {
-    auto description = host_.describe(tensor);
+    auto description = framework_.describe(tensor);
     const std::lock_guard<std::mutex> guard(slots_mutex_);
     slots_.push_back({std::move(description), {}, true});
     return slots_.size() - 1;
@@ -78,8 +110,8 @@ class Replay {
 
   // Backward: the tensor of a slot, recomputed if need be. Any thread.
   Tensor take(std::size_t index) {
-    const auto recomputing = host_.lock(recompute_mutex_);
-    if (const auto why = host_.changed(slots_[index].record); !why.empty()) fail(index, why);
+    const auto recomputing = framework_.lock(recompute_mutex_);
+    if (const auto why = framework_.changed(slots_[index].record); !why.empty()) fail(index, why);
     Tensor tensor;
     if (!read(index, &tensor)) {
       recompute();
@@ -98,43 +130,46 @@ class Replay {
 
   // End of a backward: frees what was refilled and is still there (the graph is retained, or only
   // a part of it ran). Does nothing where another thread is recomputing.
-  void forget() {
+  void clear_held() {
     const std::unique_lock<std::mutex> recomputing(recompute_mutex_, std::try_to_lock);
-    if (recomputing) forget_all();
+    if (recomputing) clear_all_held();
   }
 
   // Forward: it has returned.
-  void seal() { sealed_ = true; }
+  void forward_done() { forward_done_ = true; }
 
   // Recompute: whether the slot is the last one wanted, or beyond it.
   bool is_last(std::size_t index) const { return index + 1 >= end_; }
 
-  // Recompute: the forward saves its next tensor. Throws EarlyStop where all that is wanted is in.
+  // Recompute: the forward saves its next tensor. Throws StopRecompute where all that is wanted is
+  // in.
   void refill(const Tensor& tensor) {
-    if (!problem_.empty()) {
+    if (!error_.empty()) {
       // Only the way out is left.
     } else if (cursor_ < slots_.size()) {
       Slot& slot = slots_[cursor_];
-      problem_ = host_.mismatch(slot.record, tensor);
-      if (!problem_.empty() || !host_.leavable(slot.record, tensor)) busy_ = host_.operation();
+      error_ = framework_.mismatch(slot.record, tensor);
+      if (!error_.empty() || !framework_.may_stop_after(slot.record, tensor)) {
+        pending_operation_ = framework_.operation();
+      }
       const std::lock_guard<std::mutex> guard(slots_mutex_);
-      if (slot.wanted) slot.held = host_.hold(tensor);
-    } else if (sealed_ && cursor_ >= end_ && !early_stop_) {
-      problem_ =
+      if (slot.wanted) slot.held = framework_.hold(tensor);
+    } else if (forward_done_ && cursor_ >= end_ && !early_stop_) {
+      error_ =
           "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
     }
-    if (problem_.empty()) ++cursor_;
+    if (error_.empty()) ++cursor_;
     // An operation saves some tensors before its kernel runs. Where one of them may be a buffer
     // that the kernel fills, the recompute goes on until another operation saves.
-    const bool free = !busy_ || *busy_ != host_.operation();
-    const bool done = cursor_ >= end_ && (early_stop_ || !sealed_);
-    if (free && (done || !problem_.empty())) host_.stop(this);
+    const bool free = !pending_operation_ || *pending_operation_ != framework_.operation();
+    const bool done = cursor_ >= end_ && (early_stop_ || !forward_done_);
+    if (free && (done || !error_.empty())) framework_.stop(this);
   }
 
  private:
-  using Held = typename Host::Held;
+  using Held = typename Framework::Held;
   struct Slot {
-    typename Host::Record record;
+    typename Framework::Record record;
     Held held;
     bool wanted;  // autograd still has the saved tensor
   };
@@ -144,14 +179,14 @@ class Replay {
   bool read(std::size_t index, Tensor* tensor) {
     std::vector<Held> freed;  // after the lock
     const std::lock_guard<std::mutex> guard(slots_mutex_);
-    if (const void* reader = host_.reader(); reader != reader_) {
+    if (const void* reader = framework_.reader(); reader != reader_) {
       for (const auto i : read_) freed.push_back(std::exchange(slots_[i].held, {}));
       read_.clear();
       reader_ = reader;
     }
-    std::string problem;
-    const bool there = host_.read(slots_[index].held, tensor, &problem);
-    if (!problem.empty()) fail(index, problem);
+    std::string error;
+    const bool there = framework_.read(slots_[index].held, tensor, &error);
+    if (!error.empty()) fail(index, error);
     if (there) read_.push_back(index);
     return there;
   }
@@ -160,30 +195,30 @@ class Replay {
     {
       const std::lock_guard<std::mutex> guard(slots_mutex_);
       cursor_ = 0;
-      busy_.reset();
-      problem_.clear();
+      pending_operation_.reset();
+      error_.clear();
       end_ = slots_.size();
       while (end_ > 0 && !slots_[end_ - 1].wanted) --end_;
     }
     try {
-      host_.rerun();
+      framework_.recompute();
     } catch (...) {
-      if (!host_.stopped_by(this) && problem_.empty()) {
-        forget_all();  // nothing half-recomputed outlives the error
+      if (!framework_.stopped_by(this) && error_.empty()) {
+        clear_all_held();  // nothing half-recomputed outlives the error
         throw;
       }
     }
-    if (problem_.empty() && cursor_ < end_) {
-      problem_ = "the recompute saves only " + std::to_string(cursor_) + " tensors, the forward " +
-                 std::to_string(slots_.size());
+    if (error_.empty() && cursor_ < end_) {
+      error_ = "the recompute saves only " + std::to_string(cursor_) + " tensors, the forward " +
+               std::to_string(slots_.size());
     }
-    if (!problem_.empty()) {
-      forget_all();
-      fail(cursor_, problem_);
+    if (!error_.empty()) {
+      clear_all_held();
+      fail(cursor_, error_);
     }
   }
 
-  void forget_all() {
+  void clear_all_held() {
     std::vector<Held> freed;  // after the lock
     const std::lock_guard<std::mutex> guard(slots_mutex_);
     for (auto& slot : slots_) freed.push_back(std::exchange(slot.held, {}));
@@ -191,11 +226,11 @@ class Replay {
   }
 
   [[noreturn]] void fail(std::size_t index, const std::string& why) {
-    throw ReplayError("recoup: " + host_.name() + ": saved tensor " + std::to_string(index) + ": " +
-                      why);
+    throw RecomputeError("recoup: " + framework_.name() + ": saved tensor " +
+                         std::to_string(index) + ": " + why);
   }
 
-  Host host_;
+  Framework framework_;
   const bool early_stop_;
   std::mutex recompute_mutex_;  // held for a whole recompute
   std::mutex slots_mutex_;      // held for moments: guards slots_, read_ and reader_
@@ -206,11 +241,11 @@ class Replay {
   // wanted.
   std::size_t cursor_ = 0, end_ = 0;
   // The last operation that must finish before the recompute may be left.
-  std::optional<typename Host::Operation> busy_;
+  std::optional<typename Framework::Operation> pending_operation_;
   // Why the recompute is wrong; raised once the forward has been left in good order.
-  std::string problem_;
+  std::string error_;
   // Until the forward has returned (it runs a backward itself) its slots are not all there yet.
-  bool sealed_ = false;
+  bool forward_done_ = false;
 };
 
 }  // namespace recoup

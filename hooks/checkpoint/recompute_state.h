@@ -1,5 +1,5 @@
-// What a forward depends on besides its inputs and parameters, and what its rerun must find again:
-// random number generators, autocast, current devices and streams, grad mode.
+// What a forward depends on besides its inputs and parameters, and what its recompute must find
+// again: random number generators, autocast, current devices and streams, grad mode.
 #pragma once
 
 #include <ATen/autocast_mode.h>
@@ -16,7 +16,7 @@
 namespace recoup {
 
 // Autocast's weight cache off for a scope: whether a weight's cast is found in the cache depends on
-// what ran before, so with it the rerun could save other tensors than the forward did (pytorch
+// what ran before, so with it the recompute could save other tensors than the forward did (pytorch
 // issue 141896), and the cache would hold the casts until autocast ends.
 class NoAutocastCache {
  public:
@@ -45,10 +45,10 @@ class RngWatch {
   c10::SmallVector<RngState, 2> before_;
 };
 
-class Ambient {
+class RecomputeState {
  public:
   // Before the forward.
-  explicit Ambient(const std::vector<at::Tensor>& inputs);
+  explicit RecomputeState(const std::vector<at::Tensor>& inputs);
 
   // After the forward.
   void set_rng(std::vector<RngState> drawn) { rng_ = std::move(drawn); }
@@ -57,7 +57,7 @@ class Ambient {
   const std::vector<c10::Stream>& streams() const { return streams_; }
 
  private:
-  friend class ScopedAmbient;
+  friend class ScopedRecomputeState;
   struct Autocast {
     at::DeviceType device;
     bool enabled;
@@ -68,18 +68,18 @@ class Ambient {
   std::vector<c10::Stream> streams_;
 };
 
-// The forward's ambient state for the scope of its rerun.
-class ScopedAmbient {
+// The forward's state for the scope of its recompute.
+class ScopedRecomputeState {
  public:
-  explicit ScopedAmbient(const Ambient& ambient);
-  ~ScopedAmbient();
-  ScopedAmbient(const ScopedAmbient&) = delete;
-  ScopedAmbient& operator=(const ScopedAmbient&) = delete;
+  explicit ScopedRecomputeState(const RecomputeState& state);
+  ~ScopedRecomputeState();
+  ScopedRecomputeState(const ScopedRecomputeState&) = delete;
+  ScopedRecomputeState& operator=(const ScopedRecomputeState&) = delete;
 
  private:
   at::AutoGradMode grad_mode_{true};
   NoAutocastCache no_cache_;
-  c10::SmallVector<Ambient::Autocast, 2> autocast_before_;
+  c10::SmallVector<RecomputeState::Autocast, 2> autocast_before_;
   std::vector<std::unique_ptr<c10::StreamGuard>> streams_;
   std::vector<std::unique_ptr<ScopedRng>> rng_;
 };

@@ -5,11 +5,11 @@
 // everything else to the engine that was there: LibTorch's own or, in a Python process, Python's.
 #pragma once
 
-#include <ATen/SavedTensorHooks.h>
-#include <torch/csrc/autograd/saved_variable_hooks.h>
-
 #include <memory>
 #include <optional>
+#include <utility>
+
+#include "torch_private.h"
 
 namespace recoup {
 
@@ -24,15 +24,28 @@ class HookScope {
   HookScope(const HookScope&) = delete;
   HookScope& operator=(const HookScope&) = delete;
 
-  virtual std::unique_ptr<torch::autograd::SavedVariableHooks> make() = 0;
+  virtual std::unique_ptr<torch_private::SavedVariableHooks> make() = 0;
 
  private:
   friend class HookingEngine;
   HookScope* const outer_;
-  std::optional<at::impl::SavedTensorDefaultHooksTLS> python_before_;
+  std::optional<torch_private::SavedTensorDefaultHooksTLS> python_before_;
+};
+
+// The scope of hooks that are made of one thing: Hooks(of).
+template <class Hooks, class Of>
+class HooksOf final : public HookScope {
+ public:
+  explicit HooksOf(Of of) : of_(std::forward<Of>(of)) {}
+  std::unique_ptr<torch_private::SavedVariableHooks> make() override {
+    return std::make_unique<Hooks>(of_);
+  }
+
+ private:
+  Of of_;
 };
 
 // Hooks that a tensor saved now would get: of the innermost scope, of Python, or none (null).
-std::unique_ptr<torch::autograd::SavedVariableHooks> current_hooks();
+std::unique_ptr<torch_private::SavedVariableHooks> current_hooks();
 
 }  // namespace recoup

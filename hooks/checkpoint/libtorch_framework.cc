@@ -1,0 +1,233 @@
+#include "libtorch_framework.h"
+
+#include <c10/core/GradMode.h>
+
+#include <sstream>
+
+#include "saved_tensors.h"
+
+namespace recoup {
+namespace {
+
+std::string producer(const at::Tensor& t) {
+  if (const auto& fn = t.grad_fn()) return ", produced by " + fn->name();
+  return t.requires_grad() ? ", a parameter or input" : "";
+}
+
+c10::weak_intrusive_ptr<c10::StorageImpl> no_storage() {
+  return c10::weak_intrusive_ptr<c10::StorageImpl>(c10::intrusive_ptr<c10::StorageImpl>(nullptr));
+}
+
+// The hooks of a tensor saved by the recompute. The recompute's graph is dropped at its end; until
+// then a forward that itself runs a backward may read from it.
+class RecomputeHooks final : public torch_private::SavedVariableHooks {
+ public:
+  explicit RecomputeHooks(Region& region) : region_(region) {}
+  void call_pack_hook(const at::Tensor& t) override {
+    held_ = t.tensor_data();
+    region_.refill(t);
+  }
+  at::Tensor call_unpack_hook() override { return held_; }
+
+ private:
+  Region& region_;
+  at::Tensor held_;
+};
+
+}  // namespace
+
+std::string describe(c10::IntArrayRef sizes, at::ScalarType dtype, at::Device device) {
+  std::ostringstream text;
+  text << dtype << sizes << " on " << device;
+  return text.str();
+}
+
+std::string Version::changed() const {
+  if (counter_.current_version() == saved_) return {};
+  return "was modified by an in-place operation after it was saved: it is at version " +
+         std::to_string(counter_.current_version()) + ", expected version " +
+         std::to_string(saved_) + "; modify a clone instead, or modify it after backward";
+}
+
+Announcer::Announcer(const CheckpointOptions& options) : listener_(options.listener) {
+  if (!listener_) return;
+  static std::atomic<std::uint64_t> runs{0};
+  info_ = std::make_unique<const RegionInfo>(RegionInfo{options.name, options.layer_number,
+                                                        options.module, options.microbatch, ++runs,
+                                                        options.recompute});
+}
+
+void Announcer::unpacks() {
+  if (!listener_) return;
+  const int backward = torch_private::get_current_graph_task_id();
+  if (backward_.exchange(backward) != backward || backward == -1) {
+    listener_->backward_begins(*info_);
+  }
+}
+
+SavedInput::SavedInput(const at::Tensor& t) {
+  if (!t.defined()) return;
+  version_.emplace(t);
+  // Within another region (or Python hooks) the input is that region's to drop and recompute.
+  hooks_ = torch_private::SavedTensorDefaultHooks::is_enabled() ? current_hooks() : nullptr;
+  if (hooks_) {
+    const at::NoGradGuard no_grad;
+    hooks_->call_pack_hook(t);
+  } else {
+    // Not the tensor itself: where forward returns it, modified in place, that would be a cycle.
+    data_ = t.tensor_data();
+  }
+}
+
+at::Tensor SavedInput::data(const std::string& region, std::size_t index) {
+  if (!version_) return {};
+  if (const auto why = version_->changed(); !why.empty()) {
+    const auto what =
+        data_.defined() ? " (" + describe(data_.sizes(), data_.scalar_type(), data_.device()) + ")"
+                        : std::string();
+    throw RecomputeError("recoup: " + region + ": input " + std::to_string(index) + what + " " +
+                         why);
+  }
+  return (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
+}
+
+LibTorchFramework::LibTorchFramework(Region& region, Forward forward, const Tensors& inputs,
+                                     const CheckpointOptions& options)
+    : region_(region),
+      forward_(std::move(forward)),
+      options_(options),
+      announcer_(options),
+      state_(inputs) {
+  TORCH_CHECK(!options.pack_inputs == !options.unpack_inputs,
+              "recoup: pack_inputs and unpack_inputs go together");
+  for (const auto& input : inputs) {
+    requires_grad_.push_back(input.defined() && input.requires_grad());
+  }
+  const auto save = [this](const Tensors& tensors) {
+    inputs_.reserve(tensors.size());
+    for (const auto& t : tensors) inputs_.emplace_back(t);
+  };
+  if (options.pack_inputs) {
+    const at::NoGradGuard no_grad;
+    save(options.pack_inputs(inputs));
+  } else {
+    save(inputs);
+  }
+}
+
+LibTorchFramework::Record LibTorchFramework::describe(const at::Tensor& t) const {
+  announcer_.saved(t);
+  const bool historyless = !t.requires_grad() && t.has_storage();
+  return {c10::DimVector(t.sizes()), t.scalar_type(), t.device(), Version(t),
+          historyless ? t.storage().getWeakStorageImpl() : no_storage()};
+}
+
+std::string LibTorchFramework::changed(const Record& record) const {
+  auto why = record.version.changed();
+  if (why.empty()) return why;
+  return "(" + recoup::describe(record.sizes, record.dtype, record.device) + ") " + why;
+}
+
+std::string LibTorchFramework::mismatch(const Record& record, const at::Tensor& t) const {
+  if (record.dtype == t.scalar_type() && record.device == t.device() &&
+      t.sizes() == c10::IntArrayRef(record.sizes)) {
+    return {};
+  }
+  return "the forward saved " + recoup::describe(record.sizes, record.dtype, record.device) +
+         ", the recompute " + recoup::describe(t.sizes(), t.scalar_type(), t.device()) +
+         producer(t) + "; the forward must compute the same thing when it is run again";
+}
+
+// Rule 3 of checkpoint.cc.
+bool LibTorchFramework::may_stop_after(const Record& record, const at::Tensor& t) const {
+  if (t.requires_grad()) {
+    const auto& node = t.grad_fn();
+    return !node || node->sequence_nr() + 1 != operation();
+  }
+  return t.has_storage() &&
+         record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
+}
+
+bool LibTorchFramework::read(const Held& held, at::Tensor* t, std::string* error) const {
+  if (!held.data.defined()) return false;
+  // The region itself modified what it had saved: stock autograd refuses that too.
+  *error = held.version->changed();
+  *t = held.data;
+  return true;
+}
+
+void LibTorchFramework::stop(const void* region) const {
+  options_.runtime->stop(region);
+  throw StopRecompute{region};  // not reached: a Runtime's stop() does not return
+}
+
+Tensors LibTorchFramework::inputs_again() {
+  Tensors leaves;
+  leaves.reserve(inputs_.size());
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    leaves.push_back(inputs_[i].data(options_.name, i));
+  }
+  if (options_.unpack_inputs) {
+    const at::NoGradGuard no_grad;
+    leaves = options_.unpack_inputs(leaves);
+    for (auto& leaf : leaves) leaf = leaf.defined() ? leaf.detach() : leaf;
+  }
+  for (std::size_t i = 0; i < leaves.size(); ++i) {
+    if (requires_grad_.at(i)) leaves[i].set_requires_grad(true);  // of the recompute's own graph
+  }
+  return leaves;
+}
+
+// The inputs may be the work of this thread's current streams, the forward's streams must wait.
+void LibTorchFramework::streams_wait_for_current() {
+  for (const auto& stream : state_.streams()) {
+    const auto current =
+        torch_private::VirtualGuardImpl(stream.device_type()).getStream(stream.device());
+    if (current == stream) continue;
+    c10::Event ready(stream.device_type());
+    ready.record(current);
+    ready.block(stream);
+  }
+}
+
+void LibTorchFramework::recompute() {
+  announcer_.tell(&EventListener::recompute_begins);
+  recompute_done_.clear();
+  struct Ends {  // also where the recompute ends early
+    LibTorchFramework& framework;
+    ~Ends() {
+      for (const auto& stream : framework.state_.streams()) {
+        auto event = std::make_shared<c10::Event>(stream.device_type());
+        event->record(stream);
+        framework.recompute_done_.push_back({stream, std::move(event)});
+      }
+      framework.announcer_.tell(&EventListener::recompute_ends);
+    }
+  } ends{*this};
+
+  auto leaves = inputs_again();
+  // What this backward recomputes and does not read goes when it ends.
+  if (torch_private::get_current_graph_task_id() != -1) {
+    torch_private::Engine::get_default_engine().queue_callback([region = region_.weak_from_this()] {
+      if (const auto alive = region.lock()) alive->clear_held();
+    });
+  }
+  streams_wait_for_current();
+  const ScopedRecomputeState state(state_);
+  HooksOf<RecomputeHooks, Region&> scope(region_);
+  forward_(leaves);
+}
+
+void LibTorchFramework::wait_for_recompute(const at::Tensor& t) const {
+  for (const auto& done : recompute_done_) {
+    const auto device = done.event->device();
+    if (t.device() != device) continue;
+    const torch_private::VirtualGuardImpl guard(device.type());
+    const auto current = guard.getStream(device);
+    if (current == done.stream) continue;
+    done.event->block(current);
+    if (t.has_storage()) guard.recordDataPtrOnStream(t.storage().data_ptr(), current);
+  }
+}
+
+}  // namespace recoup

@@ -1,0 +1,57 @@
+// Every name of LibTorch that recoup uses and that LibTorch does not promise to keep, in one place:
+// what a new LibTorch has to be compared with. No other file of the engine includes a header of
+// torch/csrc or names something of torch::autograd, ATen's or c10's `impl` namespaces that is not
+// here. tests/checkpoint/torch_private_test.cc fails, naming the function, where the engine of the
+// LibTorch in use has a virtual function that ours does not forward.
+#pragma once
+
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/SequenceNumber.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/VariableHooksInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/saved_variable_hooks.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
+
+#define RECOUP_TORCH_AT_LEAST(major, minor) \
+  (TORCH_VERSION_MAJOR > (major) ||         \
+   (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+
+#if !RECOUP_TORCH_AT_LEAST(2, 7)
+#error "recoup needs LibTorch 2.7 or later"
+#endif
+
+// 2.14: Engine::get_node_creation_hooks(); C++20 is needed to include ATen.
+#if __has_include(<torch/csrc/autograd/node_creation_hook.h>)
+#include <torch/csrc/autograd/node_creation_hook.h>
+#define RECOUP_TORCH_NODE_CREATION_HOOKS 1
+#endif
+
+// 2.12: the state of a CUDA generator that is captured into a graph moved from CUDAGeneratorState
+// into a CUDAGeneratorCaptureState for each capture (hooks/checkpoint/cuda_rng.cc).
+#define RECOUP_TORCH_CAPTURE_STATES RECOUP_TORCH_AT_LEAST(2, 12)
+
+namespace recoup::torch_private {
+
+// 2.7 and later, alike.
+using at::SavedTensorDefaultHooks;                 // is_enabled(), get_tls_state(), ...
+using at::impl::SavedTensorDefaultHooksTLS;        // stack, is_tracing
+using c10::impl::VirtualGuardImpl;                 // streams of any device
+using torch::autograd::Engine;                     // the virtual functions
+using torch::autograd::get_current_graph_task_id;  // which backward runs in this thread
+using torch::autograd::get_current_node;           // which of its nodes
+using torch::autograd::SavedVariableHooks;         // pack and unpack
+using torch::autograd::set_default_engine_stub;    // puts an engine in place of LibTorch's
+using torch::autograd::impl::version_counter;      // of a tensor and all its views
+
+// Autograd numbers the nodes of a thread as it makes them, before they save anything.
+inline std::uint64_t next_node_number() { return at::sequence_number::peek(); }
+
+// 2.13: std::shared_ptr<Node> became c10::intrusive_ptr<Node>.
+using NodePtr = decltype(torch::autograd::NodeTask::fn_);
+
+}  // namespace recoup::torch_private
