@@ -13,7 +13,7 @@ import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 sys.path.insert(0, os.path.join(ROOT, "patches"))
-from applier import Edit, FilePatch, Patch, Site, main  # noqa: E402
+from applier import Edit, FilePatch, Need, Patch, Site, main  # noqa: E402
 
 
 def _line(line, place, within=None):
@@ -46,9 +46,44 @@ def _include(name, after):
     return _edit(f"#include {name}", f'#include "{after}"', "after", f'#include "{name}"\n')
 
 
+# SHA-256 of the added files as versions of the patch before the marks added them.
+_UNMARKED = {
+    "recompute.h": ("ad8b1ae9d0c0c9f980e1bdba2798451ef141056e90319ec07914ca3c09c472ce",
+                    "8a7c13958bd7c17b67626137400d0b93f15677a22c6f69e8ffe56feca9fcd5b6"),
+    "recompute.cc": ("d9fe6e7c15b24ae5e42859f1cf0d953299ae1f9f5c1256e5d1e883bf660a3b7d",
+                     "4b2907a78bddbade3b7f3e0b5733fdb2e5e13a26a1858e0dc21a72c30886ee5d"),
+    "recoup_layer.h": ("defdb4114151e67b53582e94011dbdb5daf49c9094118592cde784104a312ea1",),
+    "recoup_layer.cc": ("4cbab33917f6d88ec343e558a0a74c8ca9cb38e8875c1c756126bd8e08526b04",),
+    "plugin.h": ("044ad3e11a424a005a2e750732ff2c12739053494f42630c87ff55be291ae075",
+                 "95c429615e85d3169461626436ee1f63dc06218b3e862bf3368bb5eb4e813cda",
+                 "a5c0a93d4b2cf4da012f2528280363280a021ce619b6c4f3116f465ca745258d"),
+    "host.hpp": ("c059205bd279ccb8a9031a2cf5f4d9adf0d5519001a393231e14dcc4ed34dc52",
+                 "00559055ba86e21923af294580a739cb24d62d0309866435da65a984ef9a0fff",
+                 "c311d049f11ef22aa96733de963323c1f52b60d94eec18f1c825642ce54b2f90"),
+    "replay.h": ("3a5b81981018608e4397b4a92c8ecd55e8895f22438f341bf46dba29a0976649",
+                 "7491c2bbfac20c3c830a8a746bf5af062b6d53c4c433a5714779f58e35b6c615"),
+    "modules.h": ("dc3cb652c2aab77ec02bab7ac8c5cf0693ba4c0f9a6b15f3704b14b750f27cbf",),
+}
+
+
 def _source(path, source):
     with open(os.path.join(ROOT, source), "rb") as file:
-        return FilePatch(path, content=file.read())
+        return FilePatch(path, content=file.read(), digests=_UNMARKED.get(os.path.basename(path), ()))
+
+
+_NO_GRAPH = '''
+// A recompute saves tensors and builds no graph: the forward's own graph is what runs backward.
+if (recompute::IsRecomputing()) {
+    for (const auto &output : output_tensors) {
+        bool requires_grad = !ctx_.IsNonDifferentiable(output);
+        bool any_input = false;
+        for (const auto &input : input_tensors) { any_input |= input->requires_grad(); }
+        output->set_requires_grad(requires_grad && any_input);
+    }
+    return output_tensors;
+}
+
+'''.lstrip("\n")
 
 
 def _files(_tree):
@@ -89,19 +124,11 @@ TransformerLayer::TransformerLayer(const nn::TransformerConfig &config, int64_t 
             _edit("a function announces its inputs",
                   "for (auto &t : compute_inputs) { tls_autocast_context.Autocast(type_, t); }", "after",
                   "recompute::BeforeForward(compute_inputs);\n"),
-            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before", '''
-// A recompute saves tensors and builds no graph: the forward's own graph is what runs backward.
-if (recompute::IsRecomputing()) {
-    for (const auto &output : output_tensors) {
-        bool requires_grad = !ctx_.IsNonDifferentiable(output);
-        bool any_input = false;
-        for (const auto &input : input_tensors) { any_input |= input->requires_grad(); }
-        output->set_requires_grad(requires_grad && any_input);
-    }
-    return output_tensors;
-}
-
-'''.lstrip("\n")),
+            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
+                  _NO_GRAPH),
+        ], legacy=[
+            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
+                  _NO_GRAPH.replace("A recompute saves", "A rerun saves").replace("IsRecomputing", "IsRerunning")),
         ]),
         _source("infini_train/include/autograd/recompute.h", sources + "recompute.h"),
         _source("infini_train/src/autograd/recompute.cc", sources + "recompute.cc"),
@@ -111,10 +138,18 @@ if (recompute::IsRecomputing()) {
         _source("recoup/modules.h", "hooks/include/recoup/modules.h"),
         _source("recoup/host.hpp", "plugin/include/recoup/host.hpp"),
         _source("recoup/checkpoint/recompute.h", "hooks/include/recoup/checkpoint/recompute.h"),
+        # Where versions before the marks put that file.
+        FilePatch("recoup/replay.h", digests=_UNMARKED["replay.h"], optional=True),
+        FilePatch("recoup/checkpoint/replay.h", digests=_UNMARKED["replay.h"], optional=True),
     ]
 
 
-PATCH = Patch("InfiniTrain", _files)
+PATCH = Patch(
+    "InfiniTrain", _files, anchor="infini_train/src/nn/modules/transformer/transformer.cc",
+    signs=r"(?i)\brecoup|\brecompute::BeforeForward|\brecompute::Is(?:Rerunning|Recomputing)|config, i \+ 1, start_layer",
+    needs=(Need("infini_train/include/autograd/function.h", r"\bSavedTensorHooks\b",
+                "FunctionCtx::SavedTensorHooks, which recoup's recompute is built on (recompute.cc)"),),
+    within=("infini_train", "recoup"))
 
 if __name__ == "__main__":
     sys.exit(main(PATCH))
