@@ -144,12 +144,14 @@ class Patch:
                   "the marks. Nothing was written.")
         lines = patch_text.without(lines, blocks)
         lines, unmarked = patch_text.without_unmarked(lines, [*file.legacy, *file.edits])
-        left = [i for i, line in enumerate(lines) if self.signs.search(line)]
+        left = {line for line in lines if self.signs.search(line)}
         if left and (file.edits or file.legacy):
+            inside = {i for b in blocks for i in range(b.first, b.last)}
+            at = [i for i, line in enumerate(patch_text.split(text)) if line in left and i not in inside]
             raise PatchError(
-                f"{file.path}: line{'s' * (len(left) > 1)} {', '.join(str(i + 1) for i in left)} of the "
-                f"file without recoup's own lines: {lines[left[0]].strip()!r} is recoup's, but not as "
-                "recoup wrote it. Put it back or take it out. Nothing was written.")
+                f"{file.path}: line{'s' * (len(at) > 1)} {', '.join(str(i + 1) for i in at)}: "
+                f"{patch_text.split(text)[at[0]].strip()!r} is recoup's, but not as recoup wrote it. Put it "
+                "back or take it out. Nothing was written.")
         return lines, unmarked
 
     def _ours(self, file: FilePatch, text: str) -> Optional[State]:

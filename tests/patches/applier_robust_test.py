@@ -245,7 +245,9 @@ def test_lines_without_marks_are_taken_over(tree, capsys):
     changed = contents(tree)
     capsys.readouterr()
     assert call(tree, "revert") == 1 and call(tree, "apply") == 1
-    assert f"{LAYER_FILE}: lines " in capsys.readouterr().err
+    at = changed[LAYER_FILE].decode().split("\n").index(
+        "                        or self.layer_number < self.config.recompute_mlp_num_layers") + 1
+    assert f"{LAYER_FILE}: lines " in (error := capsys.readouterr().err) and f" {at}" in error
     assert contents(tree) == changed
 
 
