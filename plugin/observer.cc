@@ -1,5 +1,6 @@
 #include "observer.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
 #include <algorithm>
