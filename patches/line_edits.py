@@ -1,0 +1,55 @@
+"""Edits at a line of upstream's text, for sources that no syntax tree of ours can read (C, C++, CMake)."""
+import os
+import re
+
+from applier import Edit, FilePatch, PatchError, Site
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def sites_at(line, place, within=None):
+    """Finds sites at a line, whatever its indentation: `before`, `after` or `instead` of it; `within`,
+    only the first one after the first match of that pattern."""
+    def sites(text):
+        start = 0
+        if within:
+            match = re.search(within, text, re.MULTILINE)
+            if not match:
+                return []
+            start = match.end()
+        found = []
+        for match in re.finditer(r"^([ \t]*)" + re.escape(line) + r"[ \t]*\r?\n", text, re.MULTILINE):
+            if match.start() < start:
+                continue
+            spans = {"before": (match.start(),) * 2, "after": (match.end(),) * 2,
+                     "instead": match.span()}
+            found.append(Site(*spans[place], match.group(1)))
+        return found[:1] if within else found
+    return sites
+
+
+def edit(name, line, place, lines, within=None):
+    return Edit(name, f"the line `{line}`" + (f" after `{within}`" if within else ""),
+                sites_at(line, place, within), lines, replaced=line + "\n" if place == "instead" else "")
+
+
+def include(name, after):
+    return edit(f"#include {name}", f'#include "{after}"', "after", f'#include "{name}"\n')
+
+
+def added_file(path, source, flat=False):
+    """A file of ours, `source` in this repository, that is added whole; `flat`: our headers stand beside it
+    there, for trees that are compiled without a search path."""
+    with open(os.path.join(ROOT, source), "rb") as file:
+        content = file.read()
+    return FilePatch(path, content=content.replace(b'#include "recoup/', b'#include "') if flat else content)
+
+
+def read(tree, path, name):
+    """The text of a file that must be there, for finding out which version `tree` is."""
+    try:
+        with open(os.path.join(tree, path), encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise PatchError(f"{os.path.join(tree, path)}: {error.strerror or error}; give the folder of {name}. "
+                         "Nothing was written.") from error
