@@ -2,7 +2,7 @@
 import os
 import re
 
-from applier import Edit, FilePatch, PatchError, Site
+from applier import Edit, FilePatch, Site
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -18,7 +18,7 @@ def sites_at(line, place, within=None):
                 return []
             start = match.end()
         found = []
-        for match in re.finditer(r"^([ \t]*)" + re.escape(line) + r"[ \t]*\r?\n", text, re.MULTILINE):
+        for match in re.finditer(r"^([ \t]*)" + re.escape(line) + r"\n", text, re.MULTILINE):
             if match.start() < start:
                 continue
             spans = {"before": (match.start(),) * 2, "after": (match.end(),) * 2,
@@ -37,19 +37,11 @@ def include(name, after):
     return edit(f"#include {name}", f'#include "{after}"', "after", f'#include "{name}"\n')
 
 
-def added_file(path, source, flat=False):
+def added_file(path, source, flat=False, digests=()):
     """A file of ours, `source` in this repository, that is added whole; `flat`: our headers stand beside it
-    there, for trees that are compiled without a search path."""
+    there, for trees that are compiled without a search path; `digests`: see FilePatch."""
     with open(os.path.join(ROOT, source), "rb") as file:
         content = file.read()
-    return FilePatch(path, content=content.replace(b'#include "recoup/', b'#include "') if flat else content)
+    return FilePatch(path, content=content.replace(b'#include "recoup/', b'#include "') if flat else content,
+                     digests=digests)
 
-
-def read(tree, path, name):
-    """The text of a file that must be there, for finding out which version `tree` is."""
-    try:
-        with open(os.path.join(tree, path), encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
-        raise PatchError(f"{os.path.join(tree, path)}: {error.strerror or error}; give the folder of {name}. "
-                         "Nothing was written.") from error

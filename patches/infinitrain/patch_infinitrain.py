@@ -8,42 +8,11 @@ FOLDER is a checkout. Build it as usual; run its examples with --recoup_plugin=.
 --recompute_granularity=selective --recompute_modules=mlp --recompute_mlp_num_layers=N, or --recoup_config.
 """
 import os
-import re
 import sys
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-sys.path.insert(0, os.path.join(ROOT, "patches"))
-from applier import Edit, FilePatch, Need, Patch, Site, main  # noqa: E402
-
-
-def _line(line, place, within=None):
-    """Finds sites at a line of the upstream text, whatever its indentation: `before`, `after` or
-    `instead` of it; `within`, only after the first match of that pattern."""
-    def sites(text):
-        start = 0
-        if within:
-            match = re.search(within, text)
-            if not match:
-                return []
-            start = match.end()
-        found = []
-        for match in re.finditer(r"^([ \t]*)" + re.escape(line) + r"\n", text, re.MULTILINE):
-            if match.start() < start:
-                continue
-            spans = {"before": (match.start(),) * 2, "after": (match.end(),) * 2,
-                     "instead": match.span()}
-            found.append(Site(*spans[place], match.group(1)))
-        return found[:1] if within else found
-    return sites
-
-
-def _edit(name, line, place, lines, within=None):
-    return Edit(name, f"the line `{line}`", _line(line, place, within), lines,
-                replaced=line + "\n" if place == "instead" else "")
-
-
-def _include(name, after):
-    return _edit(f"#include {name}", f'#include "{after}"', "after", f'#include "{name}"\n')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from applier import FilePatch, Need, Patch, main  # noqa: E402
+from line_edits import added_file, edit, include  # noqa: E402
 
 
 # SHA-256 of the added files as versions of the patch before the marks added them.
@@ -67,8 +36,7 @@ _UNMARKED = {
 
 
 def _source(path, source):
-    with open(os.path.join(ROOT, source), "rb") as file:
-        return FilePatch(path, content=file.read(), digests=_UNMARKED.get(os.path.basename(path), ()))
+    return added_file(path, source, digests=_UNMARKED.get(os.path.basename(path), ()))
 
 
 _NO_GRAPH = '''
@@ -88,12 +56,12 @@ if (recompute::IsRecomputing()) {
 
 def _files(_tree):
     transformer = "infini_train/{}/nn/modules/transformer/"
-    include, src = transformer.format("include"), transformer.format("src")
+    headers, src = transformer.format("include"), transformer.format("src")
     sources = "patches/infinitrain/sources/"
     return [
-        FilePatch(include + "transformer.h", [
-            _include("recoup/host.hpp", "infini_train/include/nn/parallel/pp/pipeline_parallel.h"),
-            _edit("the layer's number", "explicit TransformerLayer(const TransformerConfig &config);",
+        FilePatch(headers + "transformer.h", [
+            include("recoup/host.hpp", "infini_train/include/nn/parallel/pp/pipeline_parallel.h"),
+            edit("the layer's number", "explicit TransformerLayer(const TransformerConfig &config);",
                   "instead", '''
 // layer_number: 1-indexed, global; stage_offset: layers before this pipeline chunk.
 explicit TransformerLayer(const TransformerConfig &config, int64_t layer_number = 1, int64_t stage_offset = 0);
@@ -102,37 +70,37 @@ recoup::Layer recoup; // what this layer recomputes
 '''.lstrip("\n")),
         ]),
         FilePatch(src + "transformer.cc", [
-            _include("infini_train/include/nn/modules/transformer/recoup_layer.h",
+            include("infini_train/include/nn/modules/transformer/recoup_layer.h",
                      "infini_train/include/nn/modules/transformer/mlp.h"),
-            _edit("the layer asks recoup",
+            edit("the layer asks recoup",
                   "TransformerLayer::TransformerLayer(const nn::TransformerConfig &config) : CloneableModule(kType) {",
                   "instead", '''
 TransformerLayer::TransformerLayer(const nn::TransformerConfig &config, int64_t layer_number, int64_t stage_offset)
     : CloneableModule(kType), recoup(RecoupLayer(layer_number, stage_offset, config.n_layer)) {
 '''.lstrip("\n")),
-            _edit("the MLP through recoup",
+            edit("the MLP through recoup",
                   "auto x2 = x1 + (*modules_[kMlpLayerName])((*modules_[kLn2LayerName])({x1}))[0];",
                   "instead",
                   "auto x2 = x1 + RecoupMlp(recoup, modules_[kMlpLayerName], (*modules_[kLn2LayerName])({x1}))[0];\n"),
-            _edit("chunks number their layers", "auto layer = std::make_shared<TransformerLayer>(config);",
+            edit("chunks number their layers", "auto layer = std::make_shared<TransformerLayer>(config);",
                   "instead",
                   "auto layer = std::make_shared<TransformerLayer>(config, i + 1, start_layer);\n"),
         ]),
         FilePatch("infini_train/src/autograd/function.cc", [
-            _include("infini_train/include/autograd/recompute.h",
+            include("infini_train/include/autograd/recompute.h",
                      "infini_train/include/autograd/grad_mode.h"),
-            _edit("a function announces its inputs",
+            edit("a function announces its inputs",
                   "for (auto &t : compute_inputs) { tls_autocast_context.Autocast(type_, t); }", "after",
                   "recompute::BeforeForward(compute_inputs);\n"),
-            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
+            edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
                   _NO_GRAPH),
         ], legacy=[
-            _edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
+            edit("a recompute builds no graph", "bool output_requires_grad = false;", "before",
                   _NO_GRAPH.replace("A recompute saves", "A rerun saves").replace("IsRecomputing", "IsRerunning")),
         ]),
         _source("infini_train/include/autograd/recompute.h", sources + "recompute.h"),
         _source("infini_train/src/autograd/recompute.cc", sources + "recompute.cc"),
-        _source(include + "recoup_layer.h", sources + "recoup_layer.h"),
+        _source(headers + "recoup_layer.h", sources + "recoup_layer.h"),
         _source(src + "recoup_layer.cc", sources + "recoup_layer.cc"),
         _source("recoup/plugin.h", "plugin/include/recoup/plugin.h"),
         _source("recoup/modules.h", "hooks/include/recoup/modules.h"),

@@ -114,7 +114,7 @@ def _files(tree):
     ]
 
 
-PATCH = Patch("llm.c", _files)
+PATCH = Patch("llm.c", _files, anchor="train_gpt2.c")
 
 if __name__ == "__main__":
     sys.exit(main(PATCH))

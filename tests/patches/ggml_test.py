@@ -156,6 +156,7 @@ def test_a_ggml_that_is_too_old_or_none_is_refused(tree, tmp_path_factory):
     (inside / "include/ggml.h").write_text("")
     before = contents(root)
     refused = patch("apply", root)
-    assert refused.returncode == 1 and "too old" in refused.stderr and contents(root) == before
+    assert refused.returncode == 1 and "has no GGML_TENSOR_FLAG_COMPUTE" in refused.stderr
+    assert contents(root) == before
     refused = patch("apply", tmp_path_factory.mktemp("empty"))
-    assert refused.returncode == 1 and "give the folder of ggml or llama.cpp" in refused.stderr
+    assert refused.returncode == 1 and "give the folder of ggml" in refused.stderr
