@@ -1,4 +1,5 @@
-// What recoup_ggml_rewrite() does to graphs of ggml's own making, and what it refuses.
+// What recoup_ggml_rewrite() does to graphs of ggml's own making, and what it refuses. Compiled
+// with ggml's internal header in reach (by hand), it checks the graphs' use counts as well.
 //   rewrite_checks librecoup_policy.so
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,10 @@
 
 #include "ggml.h"
 #include "recoup_ggml.h"
+#if __has_include("ggml-impl.h")
+#include "ggml-impl.h"
+#define COUNTED
+#endif
 
 #define CHECK(condition)                                                           \
   if (!(condition)) {                                                              \
@@ -100,6 +105,15 @@ struct Graph {
   // What holds for every graph after a rewrite: sources come first, each node is there once, all
   // are computed, and no node of the backward reads what was dropped.
   void sound(int count) const {
+#ifdef COUNTED
+    std::map<const ggml_tensor*, int> uses;
+    for (int i = 0; i < n + count; ++i) {
+      for (const ggml_tensor* source : ggml_graph_node(graph, i)->src) ++uses[source];
+    }
+    for (int i = 0; i < n + count; ++i) {
+      CHECK(ggml_node_get_use_count(graph, i) == uses[ggml_graph_node(graph, i)]);
+    }
+#endif
     CHECK(ggml_graph_n_nodes(graph) == n + count);
     CHECK(int(clones().size()) == count);
     std::set<const ggml_tensor*> seen;
