@@ -1,11 +1,28 @@
 #!/usr/bin/env bash
-# Sets everything up, then trains a small GPT on the King James Bible (public domain, from Debian's
-# bible-kjv) with the recoup plugin, and prints what N layers save and cost.
-#   examples/run.sh [OPTIONS OF gpt_trainer]     see gpt_trainer --help; RECOUP_* in examples/setup.sh
+# Sets up what is missing, then trains a small GPT on the King James Bible (public domain, from
+# Debian's bible-kjv) with the recoup plugin, and prints what N layers save and cost.
+#   examples/run.sh [OPTIONS OF gpt_trainer]     RECOUP_* variables: see examples/setup.sh
+#   examples/run.sh --help                       this, and the trainer's options once it is built
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+for argument; do
+  if [ "$argument" = --help ] || [ "$argument" = -h ]; then
+    sed -n '2,/^[^#]/{s/^# \?//p}' "$root/examples/run.sh"
+    sed -n '/^#   RECOUP_/,/^[^#]/{s/^# \?//p}' "$root/examples/setup.sh"
+    [ ! -x "$build/gpt_trainer" ] || exec "$build/gpt_trainer" --help
+    exit
+  fi
+done
+
+set_up trainer
 text=$build/bible.txt
-[ -s "$text" ] || bible -f gen1:1-rev22:21 >"$text"
+if [ ! -s "$text" ] && command -v bible >/dev/null; then
+  bible -f gen1:1-rev22:21 >"$text"
+elif [ ! -s "$text" ]; then
+  say "bible-kjv is not installed: training on this repository's own text (other losses, the same bytes)"
+  find "$root"/{hooks,plugin,examples,tests} -type f \( -name '*.h' -o -name '*.cc' -o -name '*.md' \) \
+    -print0 | sort -z | xargs -0 cat >"$text"
+fi
 
 say "Training with configs/mlp_first_12.yaml"
 "$build/gpt_trainer" --text "$text" --plugin "$build/librecoup.so" \

@@ -1,66 +1,65 @@
-# Sourced by examples/run.sh and tests/run.sh: everything needed to build, installed once and reused.
+# Sourced by examples/run.sh and tests/run.sh: finds or installs what is needed to build, once, and
+# builds.
+#   set_up trainer   LibTorch, the trainer and librecoup.so
+#   set_up tests     everything
 #
-#   RECOUP_DEPS    where the virtual environment (LibTorch: 4.7 GB) lives; default: the user's cache
-#   RECOUP_BUILD   build folder; default: build/ in the clone
+#   RECOUP_DEPS      where LibTorch and Python packages live; default: the user's cache
+#   RECOUP_BUILD     build folder; default: build/ in the clone
+#   RECOUP_FULL      1: LibTorch with all its CUDA libraries, also where no GPU is seen
+#   RECOUP_CUDA      ON, OFF or AUTO (default): CUDA code in the build
 #   RECOUP_SANITIZE  address or thread: build with sanitizers, in a folder of its own
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-deps=${RECOUP_DEPS:-${XDG_CACHE_HOME:-$HOME/.cache}/recoup}
+
+say() { printf '== %s\n' "$*"; }
+stop() { printf 'recoup: %s\n' "$*" >&2; exit 1; }
+
+cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+deps=${RECOUP_DEPS:-${cache:+$cache/recoup}}
+[ -n "$deps" ] || stop "HOME is not set: set RECOUP_DEPS to the folder that LibTorch shall live in"
 sanitize=${RECOUP_SANITIZE:-}
 build=${RECOUP_BUILD:-$root/build${sanitize:+-$sanitize}}
 python=$deps/venv/bin/python
 export RECOUP_DEPS=$deps RECOUP_BUILD=$build
+source "$root/examples/setup_tools.sh"
+source "$root/examples/setup_libtorch.sh"
 
-say() { printf '== %s\n' "$*"; }
-
-install_packages() {
-  local wanted=(g++ cmake ninja-build python3-venv python3-dev libyaml-cpp-dev libgtest-dev libgmock-dev
-                libbenchmark-dev libcli11-dev nlohmann-json3-dev libgloo-dev bible-kjv)
-  local missing=() p
-  for p in "${wanted[@]}"; do
-    dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
-  done
-  if [ ${#missing[@]} -eq 0 ]; then
-    say "Debian packages: all there"
-  elif [ "$(id -u)" -eq 0 ]; then
-    say "Debian packages: installing ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
-    echo "Missing Debian packages, and only root can install them: apt-get install ${missing[*]}" >&2
-    return 1
-  fi
-}
-
-install_python() {
-  local requirements=$root/examples/requirements.txt mark=$deps/installed.txt
-  if [ -x "$python" ] && cmp -s "$requirements" "$mark"; then  # may be somebody else's folder, read-only
-    say "LibTorch and Python packages: all there, in $deps"
-    return
-  fi
-  mkdir -p "$deps"
-  (
-    flock 9  # two set-ups at once: the second waits and finds the work done
-    if ! cmp -s "$requirements" "$mark"; then
-      say "LibTorch and Python packages: installing into $deps (4.7 GB the first time)"
-      [ -x "$python" ] || python3 -m venv "$deps/venv"
-      "$python" -m pip install -q -r "$requirements"
-      cp "$requirements" "$mark"
-    fi
-  ) 9>"$deps/lock"
-}
-
-build_all() {
+# Configures where something has changed since, and builds the targets given; all without any.
+build_targets() {
+  local what=$1 torch state mark=$build/set-up.txt tests=OFF
+  shift
+  torch=$(torch_folder)
+  if [ "$what" = tests ] || grep -qs '^tests' "$mark"; then tests=ON; what=tests; fi
+  # Another LibTorch, its CUDA libraries or headers: the configuration looks again.
+  state="$what $torch $(cat "$deps/installed.txt" "$deps/lean.txt" "$deps/headers.txt" 2>/dev/null | cksum)"
+  state+=" ${RECOUP_CUDA:-AUTO} $sanitize"
+  mkdir -p "$build"
+  exec 8>"$build/set-up.lock"
+  flock 8  # two at once in one folder: the second waits
   say "Building in $build"
-  if [ ! -f "$build/build.ninja" ]; then
+  if [ ! -f "$build/build.ninja" ] || [ "$(cat "$mark" 2>/dev/null)" != "$state" ]; then
+    # What LibTorch's CMake files keep of another LibTorch would win.
+    grep -qsF " $torch " "$mark" || rm -f "$build/CMakeCache.txt"
     cmake -G Ninja -S "$root" -B "$build" -Wno-dev -DRECOUP_SANITIZE="$sanitize" \
-      -DCMAKE_PREFIX_PATH="$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path)' 2>/dev/null)" \
-      -DPython_EXECUTABLE="$python" >"$build.log" 2>&1 || { tail -20 "$build.log" >&2; return 1; }
-    rm "$build.log"
+      -DRECOUP_CUDA="${RECOUP_CUDA:-AUTO}" -DCMAKE_PREFIX_PATH="$torch" -DPython_EXECUTABLE="$python" \
+      -DRECOUP_TESTS=$tests -DRECOUP_PYTHON=$tests >"$build/configure.log" 2>&1 ||
+      { grep -A3 'CMake Error' "$build/configure.log" >&2; stop "cmake failed: $build/configure.log says all"; }
+    sed -n 's/^-- recoup: /   /p' "$build/configure.log"
+    printf '%s\n' "$state" >"$mark"
   fi
-  ninja -C "$build" --quiet
+  ninja -C "$build" "$@" || stop "the build failed; what the compiler said stands above"
+  flock -u 8
 }
 
-install_packages
-install_python
-build_all
+set_up() {
+  case $1 in
+    trainer)
+      find_tools trainer
+      install_libtorch trainer
+      build_targets trainer gpt_trainer librecoup.so ;;
+    tests)
+      find_tools tests
+      install_libtorch tests
+      build_targets tests ;;
+  esac
+}

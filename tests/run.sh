@@ -2,6 +2,7 @@
 # Sets everything up, then runs all tests: GoogleTest through ctest, then pytest.
 #   RECOUP_SANITIZE=address|thread tests/run.sh    with ASan and UBSan, or with TSan (GoogleTest only)
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
+set_up tests
 
 if [ -n "$sanitize" ]; then
   export ASAN_OPTIONS=detect_leaks=1:alloc_dealloc_mismatch=0 \
