@@ -31,7 +31,7 @@ build_targets() {
   torch=$(torch_folder)
   if [ "$what" = tests ] || grep -qs '^tests' "$mark"; then tests=ON; what=tests; fi
   # Another LibTorch, its CUDA libraries or headers: the configuration looks again.
-  state="$what $torch $(cat "$deps/installed.txt" "$deps/lean.txt" "$deps/headers.txt" 2>/dev/null | cksum)"
+  state="$what $torch $({ cat "$deps"/{installed,lean,headers}.txt 2>/dev/null || true; } | cksum)"
   state+=" ${RECOUP_CUDA:-AUTO} $sanitize"
   mkdir -p "$build"
   exec 8>"$build/set-up.lock"

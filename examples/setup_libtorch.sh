@@ -35,7 +35,7 @@ pip_install() {
   wanted=$(grep -hm1 '^torch==' "$root/examples/requirements.txt")
   if grep -qE 'No space left' "$log"; then
     stop "the disk is full: set RECOUP_DEPS to a folder on a larger one"
-  elif grep -qiE 'connection|timed? ?out|name resolution|unreachable|proxy|SSLError|Could not fetch URL' "$log"; then
+  elif grep -qiE 'connection|timed? ?out|name resolution|unreachable|proxy|SSLError|Could not fetch URL|from versions: none' "$log"; then
     stop "the package index of pip does not answer: mend the network or set PIP_INDEX_URL to a mirror, and" \
       "run again: what is installed stays"
   elif grep -qE 'No matching distribution' "$log"; then
