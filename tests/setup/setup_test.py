@@ -34,7 +34,7 @@ esac
 # CMake and ninja that write down what they were asked for.
 CMAKE = """#!/bin/bash
 while [ $# -gt 0 ]; do [ "$1" != -B ] || build=$2; echo "$1" >>"$RECOUP_BUILD/cmake-calls"; shift; done
-touch "$build/build.ninja"; echo "-- recoup: LibTorch of a test"
+: >"$build/build.ninja"; echo "-- recoup: LibTorch of a test"
 """
 NINJA = """#!/bin/bash
 echo "$@" >>"$RECOUP_BUILD/ninja-calls"
@@ -182,7 +182,7 @@ def test_without_the_bible_the_sources_are_read(machine):
     run = machine.run()
     assert run.returncode == 0, run.stderr
     assert "bible-kjv is not installed" in run.stdout
-    assert (machine.build / "bible.txt").read_text().startswith("text to learn")
+    assert "text to learn" in (machine.build / "bible.txt").read_text()
 
 
 def test_home_unset(machine):
