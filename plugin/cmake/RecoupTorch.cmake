@@ -7,13 +7,22 @@
 #               toolkit and nvcc, which no file here is compiled with; the wheel's own CUDA headers do
 #
 # RECOUP_CUDA: ON (an error where it cannot be), OFF (nothing of CUDA is linked to), AUTO.
-if(TARGET recoup_libtorch)
+if(TARGET recoup_libtorch AND RECOUP_TORCH_VERSION)
   return()
 endif()
+
+# A problem ends the configuration, or makes find_package(recoup) say it.
+macro(recoup_torch_stop)
+  if(recoup_torch_in_package)
+    string(CONCAT recoup_torch_problem ${ARGN})
+    return()
+  endif()
+  message(FATAL_ERROR ${ARGN})
+endmacro()
 if(NOT DEFINED RECOUP_CUDA)
   set(RECOUP_CUDA AUTO)
 elseif(NOT RECOUP_CUDA MATCHES "^(ON|OFF|AUTO)$")
-  message(FATAL_ERROR "RECOUP_CUDA=${RECOUP_CUDA}: allowed are ON, OFF and AUTO")
+  recoup_torch_stop("RECOUP_CUDA=${RECOUP_CUDA}: allowed are ON, OFF and AUTO")
 endif()
 
 # Where LibTorch is. A wheel's is found by its files: importing torch takes seconds, and fails where
@@ -43,11 +52,10 @@ function(recoup_find_torch_root result)
   endif()
   find_path(RECOUP_TORCH_PREFIX ${header} NO_CACHE)
   mark_as_advanced(RECOUP_PYTHON3)
-  if(NOT RECOUP_TORCH_PREFIX)
-    message(FATAL_ERROR "LibTorch is not found: give -DCMAKE_PREFIX_PATH=FOLDER (the folder \"torch\" "
-      "of a wheel or of a LibTorch archive), or -DRECOUP_TORCH=OFF for the policy without it")
+  set(folder)
+  if(RECOUP_TORCH_PREFIX)
+    get_filename_component(folder "${RECOUP_TORCH_PREFIX}" ABSOLUTE)
   endif()
-  get_filename_component(folder "${RECOUP_TORCH_PREFIX}" ABSOLUTE)
   set(${result} "${folder}" PARENT_SCOPE)
 endfunction()
 
@@ -62,7 +70,7 @@ function(recoup_read_torch_version root result)
       return()
     endif()
   endforeach()
-  message(FATAL_ERROR "${root}: no version.h of LibTorch there")
+  set(${result} "" PARENT_SCOPE)
 endfunction()
 
 # Folders of CUDA's headers: the toolkit's, or those of the wheels that were installed beside torch's.
@@ -113,12 +121,18 @@ function(recoup_missing_cuda_libraries root result)
 endfunction()
 
 recoup_find_torch_root(RECOUP_TORCH_ROOT)
+if(NOT RECOUP_TORCH_ROOT)
+  recoup_torch_stop("LibTorch is not found: give -DCMAKE_PREFIX_PATH=FOLDER (the folder \"torch\" of a "
+    "wheel or of a LibTorch archive), or -DRECOUP_TORCH=OFF for the policy without it")
+endif()
 recoup_read_torch_version("${RECOUP_TORCH_ROOT}" RECOUP_TORCH_VERSION)
 set(recoup_lib "${RECOUP_TORCH_ROOT}/lib")
-if(RECOUP_TORCH_VERSION VERSION_LESS 2.7)
-  message(FATAL_ERROR "LibTorch ${RECOUP_TORCH_VERSION} in ${RECOUP_TORCH_ROOT}: recoup needs 2.7 or later")
+if(NOT RECOUP_TORCH_VERSION)
+  recoup_torch_stop("${RECOUP_TORCH_ROOT}: no version.h of LibTorch there")
+elseif(RECOUP_TORCH_VERSION VERSION_LESS 2.7)
+  recoup_torch_stop("LibTorch ${RECOUP_TORCH_VERSION} in ${RECOUP_TORCH_ROOT}: recoup needs 2.7 or later")
 elseif(EXISTS "${recoup_lib}/libtorch_hip.so")
-  message(FATAL_ERROR "${RECOUP_TORCH_ROOT} is LibTorch for ROCm, which recoup does not support; "
+  recoup_torch_stop("${RECOUP_TORCH_ROOT} is LibTorch for ROCm, which recoup does not support; "
     "-DRECOUP_TORCH=OFF builds the policy without it")
 endif()
 
@@ -144,22 +158,23 @@ elseif(TARGET torch)
 elseif(NOT EXISTS "${recoup_lib}/libtorch_cuda.so")
   set(recoup_why_no_cuda "this LibTorch is built without it")
 else()
-  recoup_find_cuda_headers("${RECOUP_TORCH_ROOT}" "${recoup_toolkit}" recoup_cuda_headers recoup_missing)
+  recoup_missing_cuda_libraries("${RECOUP_TORCH_ROOT}" recoup_missing)
   if(recoup_missing)
-    set(recoup_why_no_cuda "no CUDA toolkit, and no ${recoup_missing}")
+    set(recoup_why_no_cuda "its CUDA half needs what is not installed: ${recoup_missing}")
   else()
-    recoup_missing_cuda_libraries("${RECOUP_TORCH_ROOT}" recoup_missing)
+    recoup_find_cuda_headers("${RECOUP_TORCH_ROOT}" "${recoup_toolkit}" recoup_cuda_headers recoup_missing)
     if(recoup_missing)
-      set(recoup_why_no_cuda "libraries it needs are not installed: ${recoup_missing}")
+      set(recoup_why_no_cuda "no CUDA toolkit, and no ${recoup_missing}")
     endif()
   endif()
 endif()
 if(RECOUP_CUDA STREQUAL "ON" AND recoup_why_no_cuda)
-  message(FATAL_ERROR "RECOUP_CUDA=ON cannot be met with LibTorch ${RECOUP_TORCH_VERSION} in "
+  recoup_torch_stop("RECOUP_CUDA=ON cannot be met with LibTorch ${RECOUP_TORCH_VERSION} in "
     "${RECOUP_TORCH_ROOT}: ${recoup_why_no_cuda}")
 endif()
 
 add_library(recoup_libtorch INTERFACE)
+add_library(recoup::libtorch ALIAS recoup_libtorch)
 if(TARGET torch)
   target_link_libraries(recoup_libtorch INTERFACE torch)
 elseif(EXISTS "${RECOUP_TORCH_ROOT}/share/cmake/Torch/TorchConfig.cmake" AND
