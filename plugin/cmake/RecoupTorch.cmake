@@ -174,7 +174,9 @@ if(RECOUP_CUDA STREQUAL "ON" AND recoup_why_no_cuda)
 endif()
 
 add_library(recoup_libtorch INTERFACE)
-add_library(recoup::libtorch ALIAS recoup_libtorch)
+if(recoup_torch_in_package)
+  add_library(recoup::libtorch ALIAS recoup_libtorch)  # what the installed recoup::checkpoint names
+endif()
 if(TARGET torch)
   target_link_libraries(recoup_libtorch INTERFACE torch)
 elseif(EXISTS "${RECOUP_TORCH_ROOT}/share/cmake/Torch/TorchConfig.cmake" AND
