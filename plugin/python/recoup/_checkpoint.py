@@ -1,45 +1,75 @@
 """recoup.checkpoint: the engine for a function in Python."""
 import contextlib
 
+import torch
+
 from ._engine import engine
 
-_TENSOR = object()  # stands for a tensor in the shape of a result
 
+def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, context_fn=None,
+               determinism_check="default", debug=False, early_stop=True, name="checkpoint", **kwargs):
+    """function(*args, **kwargs), keeping only the tensors among its arguments until backward.
 
-def checkpoint(function, *args, name="checkpoint", context=None, early_stop=True, **kwargs):
-    """function(*args, **kwargs) with only the tensors among args kept until backward.
+    Backward runs `function` once more, up to the last tensor that it needs. Results and gradients are
+    bit-equal to those of a plain call. The tensors among the arguments are found in nested tuples,
+    lists, dicts, namedtuples, dataclasses and what is registered with torch.utils._pytree; a recompute
+    gets tensors of the same type with the same Python attributes, in containers as they were when this
+    was called. Every other argument is passed as it is, and the result is what function returned.
 
-    Takes what function takes, and returns what it returns: tensors, None and other values, alone or
-    in a tuple or list. `context`, if given, is called now, and what it returns is called for a context
-    manager around each rerun.
+    preserve_rng_state  False: the function draws no random numbers, so no generator's state is kept
+    context_fn          returns two context managers, for the forward and for each recompute
+    early_stop          False: a recompute runs to the function's end
+    name                of the region in errors, such as "layer 3 mlp"
+
+    These are torch.utils.checkpoint's arguments. What it also takes is refused with a ValueError where
+    it means something that this engine does not do: use_reentrant=True, determinism_check="none" (the
+    recompute's tensors are always compared with the forward's) and debug=True.
+
+    Under torch.compile (where the call itself is compiled) the compiler's own recompute takes over:
+    the call becomes torch.utils.checkpoint's, which torch.compile knows.
+
+    What may go wrong in backward: RuntimeError where a tensor was modified in place since the forward,
+    or where the function computes something else when it is run again.
     """
-    import torch
+    if torch.compiler.is_compiling():
+        return torch.utils.checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, **kwargs)
+    if use_reentrant or debug or determinism_check != "default":
+        _refuse(use_reentrant, determinism_check, debug)
+    extension = engine()
+    if not kwargs and context_fn is None and extension.plain_tensors(args):
+        return extension.checkpoint(function, None, args, args, kwargs, name, preserve_rng_state,
+                                    early_stop)
+    return _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn)
 
-    def split(values):
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
-        return tensors, [_TENSOR if isinstance(v, torch.Tensor) else v for v in values]
 
-    def join(tensors, shape):
-        rest = iter(tensors)
-        return [next(rest) if v is _TENSOR else v for v in shape]
+def _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn):
+    from ._values import Arguments
 
-    tensors, shape = split(args)
-    around_rerun = context() if context else contextlib.nullcontext
-    results = []  # of the first run: (whether a tuple or list and which, shape)
+    arguments = Arguments(args, kwargs)
+    around_forward, around_recompute = context_fn() if context_fn else (None, contextlib.nullcontext())
 
-    def run(inputs):
-        values = join(inputs, shape)
-        if results:
-            with around_rerun():
-                function(*values, **kwargs)
-            return []  # nobody reads a rerun's results
-        out = function(*values, **kwargs)
-        kind = type(out) if isinstance(out, (tuple, list)) else None
-        out_tensors, out_shape = split(out if kind else [out])
-        results.append((kind, out_shape))
-        return out_tensors
+    def forward(*args, **kwargs):
+        with around_forward:
+            return function(*args, **kwargs)
 
-    out = engine().checkpoint(run, tensors, name=name, early_stop=early_stop)
-    kind, out_shape = results[0]
-    values = join(out, out_shape)
-    return kind(values) if kind else values[0]
+    def recompute(*tensors):
+        args, kwargs = arguments.rebuild(tensors)
+        with around_recompute:
+            function(*args, **kwargs)
+
+    return engine().checkpoint(function if around_forward is None else forward, recompute,
+                               arguments.release(), args, kwargs, name, preserve_rng_state, early_stop)
+
+
+def _refuse(use_reentrant, determinism_check, debug):
+    if use_reentrant:
+        raise ValueError("recoup.checkpoint: use_reentrant=True is not supported: the engine is "
+                         "non-reentrant; leave it out or pass False")
+    if determinism_check != "default":
+        raise ValueError(f"recoup.checkpoint: determinism_check={determinism_check!r} is not supported: "
+                         "the recompute's tensors are always compared with the forward's; leave it out "
+                         'or pass "default"')
+    if debug:
+        raise ValueError("recoup.checkpoint: debug=True is not supported; errors name the region and "
+                         "the tensor: leave it out or pass False")
