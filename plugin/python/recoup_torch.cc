@@ -171,7 +171,7 @@ py::object checkpoint(py::object function, py::object recompute, py::object inpu
 bool plain_tensors(const py::tuple& args) {
   for (std::size_t i = 0; i < args.size(); ++i) {
     PyObject* const arg = PyTuple_GET_ITEM(args.ptr(), i);
-    if (!THPVariable_CheckExact(arg)) return false;
+    if (reinterpret_cast<PyObject*>(Py_TYPE(arg)) != THPVariableClass) return false;
     PyObject** const attributes = _PyObject_GetDictPtr(arg);
     if (attributes != nullptr && *attributes != nullptr && PyDict_Size(*attributes) > 0) {
       return false;

@@ -7,7 +7,8 @@ from ._engine import engine
 
 
 def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, context_fn=None,
-               determinism_check="default", debug=False, early_stop=True, name="checkpoint", **kwargs):
+               determinism_check="default", debug=False, early_stop=True, name="checkpoint",
+               context=None, **kwargs):
     """function(*args, **kwargs), keeping only the tensors among its arguments until backward.
 
     Backward runs `function` once more, up to the last tensor that it needs. Results and gradients are
@@ -20,8 +21,10 @@ def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, co
     context_fn          returns two context managers, for the forward and for each recompute
     early_stop          False: a recompute runs to the function's end
     name                of the region in errors, such as "layer 3 mlp"
+    context             called now; what it returns is called for a context manager around each
+                        recompute, such as one that brings a generator of the caller's own back
 
-    These are torch.utils.checkpoint's arguments. What it also takes is refused with a ValueError where
+    All but the last two are torch.utils.checkpoint's. What that also takes is refused with a ValueError where
     it means something that this engine does not do: use_reentrant=True, determinism_check="none" (the
     recompute's tensors are always compared with the forward's) and debug=True.
 
@@ -37,17 +40,19 @@ def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, co
     if use_reentrant or debug or determinism_check != "default":
         _refuse(use_reentrant, determinism_check, debug)
     extension = engine()
-    if not kwargs and context_fn is None and extension.plain_tensors(args):
+    if not kwargs and context_fn is context is None and extension.plain_tensors(args):
         return extension.checkpoint(function, None, args, args, kwargs, name, preserve_rng_state,
                                     early_stop)
-    return _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn)
+    return _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn,
+                    context)
 
 
-def _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn):
+def _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn, context):
     from ._values import Arguments
 
     arguments = Arguments(args, kwargs)
     around_forward, around_recompute = context_fn() if context_fn else (None, contextlib.nullcontext())
+    more_context = context() if context else contextlib.nullcontext
 
     def forward(*args, **kwargs):
         with around_forward:
@@ -55,7 +60,7 @@ def _general(function, args, kwargs, name, preserve_rng_state, early_stop, conte
 
     def recompute(*tensors):
         args, kwargs = arguments.rebuild(tensors)
-        with around_recompute:
+        with around_recompute, more_context():
             function(*args, **kwargs)
 
     return engine().checkpoint(function if around_forward is None else forward, recompute,
