@@ -7,8 +7,9 @@
 // Rule 1: nothing points back. The graph's saved variables own the hooks, the hooks own the Region,
 //   the Region owns the forward and the inputs' data (not the inputs, whose history may lead here).
 //   So a region dies with the last saved variable, and never needs a garbage collector.
-// Rule 2: one recompute a backward. The first unpack recomputes for all slots still wanted; what a
-//   backward refilled and did not read is freed when it ends.
+// Rule 2: one recompute a backward. The first unpack recomputes for all slots still wanted. What a
+//   node has read is freed when another node of the thread reads, what nobody read when the
+//   backward ends.
 // Rule 3: a recompute stops at the last slot wanted, as soon as the operation under way may be
 // left.
 //   An operation may save a buffer before its kernel has filled it (rrelu_with_noise does, pytorch
@@ -54,6 +55,29 @@ at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, cons
 
 namespace {
 
+// Which node reads in this thread, and of which regions it has read (of several where they nest).
+// What it has read goes as soon as another node reads, of whichever region: where the graph is
+// retained, autograd does not drop it.
+thread_local struct {
+  const void* reader = nullptr;
+  std::vector<std::weak_ptr<Region>> regions;
+} reading;
+
+void clear_what_was_read(const std::shared_ptr<Region>& now) {
+  const void* reader = now->framework().reader();
+  if (reading.reader != reader) {
+    for (const auto& region : reading.regions) {
+      if (const auto alive = region.lock()) alive->clear_read_by(reading.reader);
+    }
+    reading.regions.clear();
+    reading.reader = reader;
+  }
+  for (const auto& region : reading.regions) {
+    if (!region.owner_before(now) && !now.owner_before(region)) return;
+  }
+  reading.regions.push_back(now);
+}
+
 // The hooks of a tensor saved by a forward that will be recomputed.
 class ForwardHooks final : public torch_private::SavedVariableHooks {
  public:
@@ -64,6 +88,7 @@ class ForwardHooks final : public torch_private::SavedVariableHooks {
   void call_pack_hook(const at::Tensor& t) override { slot_ = region_->record(t); }
   at::Tensor call_unpack_hook() override {
     region_->framework().announcer().unpacks();
+    clear_what_was_read(region_);
     auto t = region_->take(*slot_);
     region_->framework().wait_for_recompute(t);
     return t;
@@ -87,9 +112,9 @@ Tensors recomputed(Forward forward, const Tensors& inputs, const CheckpointOptio
   Tensors outputs;
   {
     const ForwardEnds ends{framework.announcer()};
-    const NoAutocastCache no_cache;
     HooksOf<ForwardHooks, std::shared_ptr<Region>> scope(region);
     outputs = framework.forward()(inputs);
+    scope.warn_if_bypassed(options.name);
   }
   region->forward_done();
   framework.state().set_rng(rng.drawn());
@@ -115,9 +140,8 @@ class KeptHooks final : public torch_private::SavedVariableHooks {
   at::Tensor call_unpack_hook() override {
     region_->announcer.unpacks();
     if (const auto why = version_->changed(); !why.empty()) {
-      throw RecomputeError("recoup: " + region_->name + ": a saved tensor (" +
-                           describe(data_.sizes(), data_.scalar_type(), data_.device()) + ") " +
-                           why);
+      throw RecomputeError("recoup: " + region_->name + ": a saved tensor (" + Shape(data_).text() +
+                           ") " + why);
     }
     return data_;
   }

@@ -36,9 +36,39 @@ class RecomputeHooks final : public torch_private::SavedVariableHooks {
 
 }  // namespace
 
-std::string describe(c10::IntArrayRef sizes, at::ScalarType dtype, at::Device device) {
+Shape::Shape(const at::Tensor& t) : dtype_(t.scalar_type()), device_(t.device()) {
+  if (t.is_nested() && t.layout() == at::kStrided) {
+    sizes_.assign(t.dim(), -1);  // each of its tensors has its own
+    return;
+  }
+  if (!t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    const auto sizes = t.sizes();
+    sizes_.assign(sizes.begin(), sizes.end());
+    return;
+  }
+  for (const auto& size : t.sym_sizes()) {  // of a jagged tensor, say
+    sizes_.push_back(size.maybe_as_int().value_or(-1));
+  }
+}
+
+bool Shape::operator==(const Shape& other) const {
+  if (dtype_ != other.dtype_ || device_ != other.device_ || sizes_.size() != other.sizes_.size()) {
+    return false;
+  }
+  for (std::size_t i = 0; i < sizes_.size(); ++i) {
+    if (sizes_[i] != other.sizes_[i] && sizes_[i] >= 0 && other.sizes_[i] >= 0) return false;
+  }
+  return true;
+}
+
+std::string Shape::text() const {
   std::ostringstream text;
-  text << dtype << sizes << " on " << device;
+  text << dtype_ << "[";
+  for (std::size_t i = 0; i < sizes_.size(); ++i) {
+    text << (i > 0 ? ", " : "");
+    sizes_[i] < 0 ? text << "*" : text << sizes_[i];
+  }
+  text << "] on " << device_;
   return text.str();
 }
 
@@ -79,15 +109,17 @@ SavedInput::SavedInput(const at::Tensor& t) {
   }
 }
 
-at::Tensor SavedInput::data(const std::string& region, std::size_t index) {
-  if (!version_) return {};
+void SavedInput::check(const std::string& region, std::size_t index) const {
+  if (!version_) return;
   if (const auto why = version_->changed(); !why.empty()) {
-    const auto what =
-        data_.defined() ? " (" + describe(data_.sizes(), data_.scalar_type(), data_.device()) + ")"
-                        : std::string();
+    const auto what = data_.defined() ? " (" + Shape(data_).text() + ")" : std::string();
     throw RecomputeError("recoup: " + region + ": input " + std::to_string(index) + what + " " +
                          why);
   }
+}
+
+at::Tensor SavedInput::data() {
+  if (!version_) return {};
   return (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
 }
 
@@ -117,26 +149,31 @@ LibTorchFramework::LibTorchFramework(Region& region, Forward forward, const Tens
 
 LibTorchFramework::Record LibTorchFramework::describe(const at::Tensor& t) const {
   announcer_.saved(t);
-  const bool historyless = !t.requires_grad() && t.has_storage();
-  return {c10::DimVector(t.sizes()), t.scalar_type(), t.device(), Version(t),
-          historyless ? t.storage().getWeakStorageImpl() : no_storage()};
+  const bool historyless = !t.grad_fn() && t.has_storage();
+  return {Shape(t), Version(t), historyless ? t.storage().getWeakStorageImpl() : no_storage()};
 }
 
 std::string LibTorchFramework::changed(const Record& record) const {
   auto why = record.version.changed();
   if (why.empty()) return why;
-  return "(" + recoup::describe(record.sizes, record.dtype, record.device) + ") " + why;
+  return "(" + record.shape.text() + ") " + why;
 }
 
 std::string LibTorchFramework::mismatch(const Record& record, const at::Tensor& t) const {
-  if (record.dtype == t.scalar_type() && record.device == t.device() &&
-      t.sizes() == c10::IntArrayRef(record.sizes)) {
-    return {};
-  }
-  return "the forward saved " + recoup::describe(record.sizes, record.dtype, record.device) +
-         ", the recompute " + recoup::describe(t.sizes(), t.scalar_type(), t.device()) +
+  const Shape shape(t);
+  if (shape == record.shape) return {};
+  return "the forward saved " + record.shape.text() + ", the recompute " + shape.text() +
          producer(t) + "; the forward must compute the same thing when it is run again";
 }
+
+namespace {
+// Whether `t` has the storage of the tensor that the forward saved: something from before the
+// region.
+bool same_storage(const LibTorchFramework::Record& record, const at::Tensor& t) {
+  return t.has_storage() &&
+         record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
+}
+}  // namespace
 
 // Rule 3 of checkpoint.cc.
 bool LibTorchFramework::may_stop_after(const Record& record, const at::Tensor& t) const {
@@ -144,8 +181,13 @@ bool LibTorchFramework::may_stop_after(const Record& record, const at::Tensor& t
     const auto& node = t.grad_fn();
     return !node || node->sequence_nr() + 1 != operation();
   }
-  return t.has_storage() &&
-         record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
+  return same_storage(record, t);
+}
+
+LibTorchFramework::Held LibTorchFramework::hold(Record& record, const at::Tensor& t) const {
+  const Version version(t);
+  if (same_storage(record, t)) record.version = version;
+  return {t.tensor_data(), version};
 }
 
 bool LibTorchFramework::read(const Held& held, at::Tensor* t, std::string* error) const {
@@ -161,12 +203,14 @@ void LibTorchFramework::stop(const void* region) const {
   throw StopRecompute{region};  // not reached: a Runtime's stop() does not return
 }
 
+void LibTorchFramework::check_inputs() const {
+  for (std::size_t i = 0; i < inputs_.size(); ++i) inputs_[i].check(options_.name, i);
+}
+
 Tensors LibTorchFramework::inputs_again() {
   Tensors leaves;
   leaves.reserve(inputs_.size());
-  for (std::size_t i = 0; i < inputs_.size(); ++i) {
-    leaves.push_back(inputs_[i].data(options_.name, i));
-  }
+  for (auto& input : inputs_) leaves.push_back(input.data());
   if (options_.unpack_inputs) {
     const at::NoGradGuard no_grad;
     leaves = options_.unpack_inputs(leaves);

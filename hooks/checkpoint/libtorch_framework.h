@@ -35,6 +35,21 @@ class Version {
   std::uint32_t saved_;
 };
 
+// What a recomputed tensor must have in common with the forward's.
+class Shape {
+ public:
+  explicit Shape(const at::Tensor& t);
+  bool operator==(const Shape& other) const;
+  bool operator!=(const Shape& other) const { return !(*this == other); }
+  // "Float[4, 8] on cpu"; a size that is not a number (of a nested tensor) is "*".
+  std::string text() const;
+
+ private:
+  c10::DimVector sizes_;  // -1: not a number, not compared
+  at::ScalarType dtype_;
+  at::Device device_;
+};
+
 // What a listener hears of a region. Nothing is kept and nothing costs more than a load where
 // nobody listens.
 class Announcer {
@@ -63,8 +78,10 @@ class Announcer {
 class SavedInput {
  public:
   explicit SavedInput(const at::Tensor& t);
-  // The tensor's data. Throws where it was modified since.
-  at::Tensor data(const std::string& region, std::size_t index);
+  // Throws where it was modified since.
+  void check(const std::string& region, std::size_t index) const;
+  // The tensor's data.
+  at::Tensor data();
 
  private:
   std::optional<Version> version_;
@@ -77,13 +94,11 @@ class LibTorchFramework : public FrameworkDefaults {
   using Tensor = at::Tensor;
 
   struct Record {
-    c10::DimVector sizes;
-    at::ScalarType dtype;
-    at::Device device;
+    Shape shape;
     Version version;
     // For a tensor without history: its storage, not its data. The same storage again in the
-    // recompute belongs to something that was there before the region: an input, a frozen weight,
-    // a buffer.
+    // recompute belongs to something that was there before the region: an input, a parameter, a
+    // buffer.
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   };
 
@@ -98,11 +113,12 @@ class LibTorchFramework : public FrameworkDefaults {
 
   Record describe(const at::Tensor& t) const;
   std::string changed(const Record& record) const;
+  void check_inputs() const;
   std::string mismatch(const Record& record, const at::Tensor& t) const;
   bool may_stop_after(const Record& record, const at::Tensor& t) const;
   using Operation = std::uint64_t;
   Operation operation() const { return torch_private::next_node_number(); }
-  Held hold(const at::Tensor& t) const { return {t.tensor_data(), Version(t)}; }
+  Held hold(Record& record, const at::Tensor& t) const;
   bool read(const Held& held, at::Tensor* t, std::string* error) const;
   const void* reader() const { return torch_private::get_current_node().get(); }
   void recompute();
@@ -144,8 +160,5 @@ class Region : public Recompute<LibTorchFramework>, public std::enable_shared_fr
   Region(Forward forward, const Tensors& inputs, const CheckpointOptions& options)
       : Recompute(options.early_stop, *this, std::move(forward), inputs, options) {}
 };
-
-// "Float[4, 8] on cpu".
-std::string describe(c10::IntArrayRef sizes, at::ScalarType dtype, at::Device device);
 
 }  // namespace recoup

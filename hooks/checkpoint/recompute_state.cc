@@ -58,7 +58,24 @@ RecomputeState::RecomputeState(const std::vector<at::Tensor>& inputs) {
   for (const auto& device : devices) autocast(device.type());
 }
 
-ScopedRecomputeState::ScopedRecomputeState(const RecomputeState& state) {
+bool RecomputeState::autocast() const {
+  return std::any_of(autocast_.begin(), autocast_.end(), [](const auto& a) { return a.enabled; });
+}
+
+ScopedAutocastCache::ScopedAutocastCache(bool used) : used_(used) {
+  if (!used_) return;
+  before_ = at::autocast::is_autocast_cache_enabled();
+  const bool within_another = at::autocast::increment_nesting() > 1;
+  if (within_another) at::autocast::set_autocast_cache_enabled(false);
+}
+
+ScopedAutocastCache::~ScopedAutocastCache() {
+  if (!used_) return;
+  at::autocast::set_autocast_cache_enabled(before_);
+  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+}
+
+ScopedRecomputeState::ScopedRecomputeState(const RecomputeState& state) : cache_(state.autocast()) {
   for (const auto& then : state.autocast_) {
     const RecomputeState::Autocast now{then.device, at::autocast::is_autocast_enabled(then.device),
                                        at::autocast::get_autocast_dtype(then.device)};

@@ -15,20 +15,23 @@
 
 namespace recoup {
 
-// Autocast's weight cache off for a scope: whether a weight's cast is found in the cache depends on
-// what ran before, so with it the recompute could save other tensors than the forward did (pytorch
-// issue 141896), and the cache would hold the casts until autocast ends.
-class NoAutocastCache {
+// Autocast's weight cache for the scope of a recompute. The forward uses the cache as a plain run
+// does: a weight used twice is cast once, and its gradients are summed in the low precision. The
+// recompute must neither find casts of another time nor leave its own behind. Outside of any
+// autocast the cache is empty: the recompute has it to itself, as the forward's autocast had, and
+// it is empty again at the end. Within one it is off: each use casts anew, and what is saved is the
+// same.
+class ScopedAutocastCache {
  public:
-  NoAutocastCache() : before_(at::autocast::is_autocast_cache_enabled()) {
-    at::autocast::set_autocast_cache_enabled(false);
-  }
-  ~NoAutocastCache() { at::autocast::set_autocast_cache_enabled(before_); }
-  NoAutocastCache(const NoAutocastCache&) = delete;
-  NoAutocastCache& operator=(const NoAutocastCache&) = delete;
+  // `used`: whether autocast is on in the recompute; where not, nothing needs to be done.
+  explicit ScopedAutocastCache(bool used);
+  ~ScopedAutocastCache();
+  ScopedAutocastCache(const ScopedAutocastCache&) = delete;
+  ScopedAutocastCache& operator=(const ScopedAutocastCache&) = delete;
 
  private:
-  bool before_;
+  const bool used_;
+  bool before_ = false;
 };
 
 // The generators that a forward may draw from: the CPU's and those of the inputs' devices.
@@ -52,6 +55,9 @@ class RecomputeState {
 
   // After the forward.
   void set_rng(std::vector<RngState> drawn) { rng_ = std::move(drawn); }
+
+  // Whether the forward ran under autocast.
+  bool autocast() const;
 
   // The stream of each device that the forward ran on; none for the CPU.
   const std::vector<c10::Stream>& streams() const { return streams_; }
@@ -78,7 +84,7 @@ class ScopedRecomputeState {
 
  private:
   at::AutoGradMode grad_mode_{true};
-  NoAutocastCache no_cache_;
+  ScopedAutocastCache cache_;
   c10::SmallVector<RecomputeState::Autocast, 2> autocast_before_;
   std::vector<std::unique_ptr<c10::StreamGuard>> streams_;
   std::vector<std::unique_ptr<ScopedRng>> rng_;

@@ -1,5 +1,8 @@
 #include "saved_tensors.h"
 
+#include <c10/util/Exception.h>
+
+#include <atomic>
 #include <mutex>
 
 namespace recoup {
@@ -13,20 +16,41 @@ namespace {
 thread_local HookScope* innermost = nullptr;
 }  // namespace
 
+// Engines are never freed: threads may still run backward while the process ends. There is one for
+// each engine that was found in place; see install().
 class HookingEngine final : public Engine {
  public:
+  // Makes sure that autograd asks here. Another engine may have been put in place since the last
+  // call: libtorch_python's, where `import torch` comes late, replaces ours; that of a second copy
+  // of recoup in the process wraps it. Only where ours is not reached is another wrapped around it.
   static void install() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-      // Never freed: threads may still run backward while the process ends.
-      instance_ = new HookingEngine(Engine::get_default_engine());
-      torch_private::set_default_engine_stub([]() -> Engine& { return *instance_; });
-    });
+    Engine& now = Engine::get_default_engine();
+    if (&now == reaches_us_.load(std::memory_order_acquire)) return;
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> guard(mutex);
+    if (!reached_through(now)) {
+      static std::atomic<HookingEngine*> instance{nullptr};
+      instance = new HookingEngine(now);
+      torch_private::set_default_engine_stub([]() -> Engine& { return *instance.load(); });
+    }
+    reaches_us_.store(&Engine::get_default_engine(), std::memory_order_release);
+  }
+
+  // Whether a question put to `engine` comes here.
+  static bool reached_through(Engine& engine) {
+    reached_ = false;
+    engine.get_default_saved_variable_hooks();
+    return reached_;
   }
 
   std::unique_ptr<SavedVariableHooks> get_default_saved_variable_hooks() override {
+    reached_ = true;
     auto inner = inner_.get_default_saved_variable_hooks();
-    return inner || innermost == nullptr ? std::move(inner) : innermost->make();
+    if (inner || innermost == nullptr || SavedTensorDefaultHooks::get_tls_state().is_tracing) {
+      return inner;
+    }
+    innermost->asked_ = true;
+    return innermost->make();
   }
 
   torch::autograd::variable_list execute(const torch::autograd::edge_list& roots,
@@ -61,7 +85,9 @@ class HookingEngine final : public Engine {
 
  private:
   explicit HookingEngine(Engine& inner) : inner_(inner) {}
-  static inline HookingEngine* instance_ = nullptr;
+  static inline std::atomic<Engine*> reaches_us_{
+      nullptr};  // the default engine, when last looked at
+  static inline thread_local bool reached_ = false;
   Engine& inner_;
 };
 
@@ -83,6 +109,16 @@ HookScope::HookScope() : outer_(innermost) {
 HookScope::~HookScope() {
   innermost = outer_;
   if (python_before_) SavedTensorDefaultHooks::set_tls_state(*python_before_);
+}
+
+void HookScope::warn_if_bypassed(const std::string& name) const {
+  if (asked_ || innermost != this || !SavedTensorDefaultHooks::is_enabled()) return;
+  if (HookingEngine::reached_through(Engine::get_default_engine())) return;  // nothing was saved
+  TORCH_WARN_ONCE(
+      "recoup: ", name,
+      ": autograd's engine was replaced while this forward ran (by `import torch`?), so "
+      "what it saved is kept and not recomputed; import torch before the first "
+      "checkpoint");
 }
 
 std::unique_ptr<SavedVariableHooks> current_hooks() {

@@ -3,10 +3,13 @@
 // Autograd asks Engine::get_default_saved_variable_hooks(), which is virtual, for hooks each time
 // it saves a tensor. recoup installs an engine that answers from a stack of scopes, and forwards
 // everything else to the engine that was there: LibTorch's own or, in a Python process, Python's.
+// While a graph is traced (torch.compile) there are no hooks, as PyTorch's own have it: the tensors
+// are fake, and the compiled function saves its own when it runs.
 #pragma once
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "torch_private.h"
@@ -26,9 +29,16 @@ class HookScope {
 
   virtual std::unique_ptr<torch_private::SavedVariableHooks> make() = 0;
 
+  // At the end of a forward: says once a process, as a warning, where autograd saved tensors in
+  // this scope without asking for its hooks, because the engine was replaced meanwhile (`import
+  // torch` within the forward does that). Such a forward keeps what it saved; the next scope is
+  // asked again.
+  void warn_if_bypassed(const std::string& name) const;
+
  private:
   friend class HookingEngine;
   HookScope* const outer_;
+  bool asked_ = false;  // make() was called
   std::optional<torch_private::SavedTensorDefaultHooksTLS> python_before_;
 };
 

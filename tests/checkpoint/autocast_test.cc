@@ -44,6 +44,35 @@ TEST(AutocastTest, AutocastIsRestored) {
   expect_same_bits(step(false), step(true));
 }
 
+// A plain run casts a weight once and sums its gradients in the low precision.
+TEST(AutocastTest, AWeightUsedTwiceGetsTheSameGradient) {
+  torch::manual_seed(2);
+  const auto w = torch::randn({8, 8}, torch::requires_grad());
+  const auto once = [w](const Tensors& in) -> Tensors { return {at::gelu(at::linear(in[0], w))}; };
+  const auto twice = [once](const Tensors& in) -> Tensors { return once(once(in)); };
+  const auto gradients = [&](bool checkpointed, bool backward_within, bool two_regions) {
+    const auto x = input({64, 8});
+    std::optional<Autocast> autocast(std::in_place);
+    at::Tensor y;
+    if (two_regions) {
+      const auto a = checkpointed ? checkpoint(once, {x})[0] : once({x})[0];
+      y = checkpointed ? checkpoint(once, {a})[0] : once({a})[0];
+    } else {
+      y = checkpointed ? checkpoint(twice, {x})[0] : twice({x})[0];
+    }
+    if (!backward_within) autocast.reset();
+    return torch::autograd::grad({y.to(at::kFloat).pow(2).sum()}, {x, w});
+  };
+  for (const bool within : {false, true}) {
+    for (const bool two : {false, true}) {
+      expect_same_bits(gradients(false, within, two), gradients(true, within, two));
+    }
+  }
+  // Nothing of the recompute stays in the cache, which nobody would empty.
+  gradients(true, false, false);
+  EXPECT_EQ(w.use_count(), 3);  // here and in the two forwards
+}
+
 // pytorch issue 141896: the cache of casted weights makes what is saved depend on what ran before.
 TEST(AutocastTest, AutocastsWeightCacheDoesNotMatter) {
   const auto mlp = seeded_mlp();

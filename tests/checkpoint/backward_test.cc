@@ -30,6 +30,27 @@ TEST(Backward, RetainGraphAndASecondBackward) {
   EXPECT_NE(error_of([&] { y.sum().backward(); }).find("second time"), std::string::npos);
 }
 
+// Of a retained graph, too, only what is being read is there at any time.
+TEST(Backward, RetainedGraphsPeakAsOthers) {
+  constexpr std::int64_t kUnit = 256 * 64 * 4;
+  const auto peak = [&](bool retain, const Forward& forward) {
+    auto h = input({256, 64});
+    ActivationMeter meter(at::kCPU);
+    for (int layer = 0; layer < 24; ++layer) h = h + checkpoint(forward, {h})[0];
+    const auto loss = h.sum();
+    const auto held = meter.bytes();
+    loss.backward({}, retain);
+    return static_cast<double>(meter.peak_bytes() - held) / kUnit;
+  };
+  const Forward gelu = [](const Tensors& in) -> Tensors { return {at::gelu(in[0] * 2)}; };
+  EXPECT_LE(peak(true, gelu), peak(false, gelu) + 2);
+  torch::manual_seed(2);
+  const auto mlp = std::make_shared<MlpImpl>(64, 256);
+  const Forward scaled = [mlp](const Tensors& in) -> Tensors { return {mlp->forward(in[0] * 2)}; };
+  run(scaled, {input({4, 64})}, mlp->parameters(), nullptr);  // so that gradients are there
+  EXPECT_LE(peak(true, scaled), peak(false, scaled) + 2);
+}
+
 TEST(Backward, PartialBackwardsRecomputeWhatTheyNeed) {
   const auto mlp = seeded_mlp();
   const auto x = input();

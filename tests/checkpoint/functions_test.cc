@@ -32,6 +32,54 @@ TEST(Functions, MasksOfDropoutAreComplete) {
       {input()});
 }
 
+// A quantizer's amax, a workspace: the recompute's own write is no change from outside.
+TEST(Functions, ABufferThatTheForwardRefills) {
+  const auto buffer = torch::zeros({3, 5, 8});
+  const auto refilling = [buffer](const Tensors& in) -> Tensors {
+    const auto h = in[0] * 2;
+    {
+      const at::NoGradGuard no_grad;
+      buffer.copy_(h * 2);
+    }
+    return {(h * buffer).exp()};
+  };
+  expect_transparent(refilling, {input()});
+  // Twice through a retained graph, and a change from outside is still seen.
+  const auto x = input();
+  const auto y = checkpoint(refilling, {x})[0].sum();
+  const auto first = torch::autograd::grad({y}, {x}, {}, true)[0];
+  const auto second = torch::autograd::grad({y}, {x}, {}, true)[0];
+  EXPECT_TRUE(same_bits(first, second));
+  buffer.add_(1);
+  EXPECT_NE(error_of([&] { y.backward(); }).find("modified by an in-place operation"),
+            std::string::npos);
+}
+
+TEST(Functions, ABufferRefilledAfterItWasSavedIsAnError) {
+  const auto buffer = torch::zeros({3, 5, 8});
+  const auto late = [buffer](const Tensors& in) -> Tensors {
+    const auto y = (in[0] * buffer).exp();
+    const at::NoGradGuard no_grad;
+    buffer.add_(1);
+    return {y};
+  };
+  EXPECT_NE(error_of([&] { late({input()})[0].sum().backward(); }), "");  // as stock autograd
+  EXPECT_NE(error_of([&] { checkpoint(late, {input()})[0].sum().backward(); }), "");
+}
+
+TEST(Functions, NestedTensorsOfUnequalSizes) {
+  const auto a = torch::randn({3, 8}, torch::requires_grad());
+  const auto b = torch::randn({5, 8}, torch::requires_grad());
+  const auto w = torch::randn({8, 8}, torch::requires_grad());
+  const auto gradients = [&](bool checkpointed) {
+    const auto nested = at::_nested_tensor_from_tensor_list({a, b});
+    const auto forward = [w](const at::Tensor& t) { return at::gelu(at::linear(t, w)); };
+    const auto y = checkpointed ? checkpoint(forward, nested) : forward(nested);
+    return torch::autograd::grad({at::nested_to_padded_tensor(y, 0.0).sum()}, {a, b, w});
+  };
+  expect_same_bits(gradients(false), gradients(true));
+}
+
 // Reads its saved tensors one at a time, and saves its own result.
 struct Twice : torch::autograd::Function<Twice> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x) {

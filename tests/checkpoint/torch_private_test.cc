@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 
+#include "../../examples/activation_meter.h"
 #include "fixtures.h"
 
 namespace recoup {
@@ -51,6 +52,58 @@ TEST(TorchPrivate, EveryVirtualFunctionOfTheEngineIsForwarded) {
     if (name.find("::thread_main(") != std::string::npos) continue;
     ADD_FAILURE() << "LibTorch " << TORCH_VERSION << ": recoup's engine does not forward " << name
                   << "; add it to HookingEngine in hooks/checkpoint/saved_tensors.cc";
+  }
+}
+
+// What `import torch` does after the engine's first use: another engine in place of ours.
+TEST(TorchPrivate, AnEngineThatReplacesOursIsWrappedAgain) {
+  using namespace recoup::testing;
+  const auto x = input({16, 8});
+  const auto held = [&](const Forward& forward) {
+    ActivationMeter meter(at::kCPU);
+    const auto y = checkpoint(forward, {x})[0];
+    return meter.bytes() - y.numel() * 4;
+  };
+  const auto mlp = of(seeded_mlp());
+  EXPECT_EQ(held(mlp), 0);
+  struct Other : Engine {};
+  static Other other, another;
+  torch_private::set_default_engine_stub([]() -> Engine& { return other; });
+  EXPECT_EQ(held(mlp), 0);
+  Engine& wrapped = Engine::get_default_engine();
+  EXPECT_NE(&wrapped, &other);
+  // Another copy of recoup wraps ours: nothing to do, or they would wrap each other for ever.
+  struct Copy : Engine {
+    std::unique_ptr<torch_private::SavedVariableHooks> get_default_saved_variable_hooks() override {
+      return inner->get_default_saved_variable_hooks();
+    }
+    Engine* inner = nullptr;
+  };
+  static Copy copy;
+  copy.inner = &wrapped;
+  torch_private::set_default_engine_stub([]() -> Engine& { return copy; });
+  EXPECT_EQ(held(mlp), 0);
+  EXPECT_EQ(held(mlp), 0);
+  EXPECT_EQ(&Engine::get_default_engine(), &copy);
+
+  // Replaced within a forward: what that one saved is kept, and that is said; the next is right.
+  struct Warnings : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { lines.push_back(warning.msg()); }
+    std::vector<std::string> lines;
+  } warnings;
+  c10::WarningUtils::WarningHandlerGuard guard(&warnings);
+  EXPECT_EQ(held([](const Tensors& in) -> Tensors { return {in[0].view({8, 16}) + 1}; }), 0);
+  EXPECT_THAT(warnings.lines, ::testing::IsEmpty());  // a forward that saves nothing
+  const auto replacing = [&](const Tensors& in) -> Tensors {
+    torch_private::set_default_engine_stub([]() -> Engine& { return another; });
+    return mlp(in);
+  };
+  EXPECT_EQ(held(replacing), 2 * 16 * 32 * 4);
+  EXPECT_THAT(warnings.lines, ::testing::ElementsAre(
+                                  ::testing::HasSubstr("engine was replaced while this forward")));
+  EXPECT_EQ(held(mlp), 0);
+  for (const auto& name : not_overridden(Engine::get_default_engine())) {
+    EXPECT_THAT(name, ::testing::HasSubstr("::thread_main("));
   }
 }
 

@@ -13,9 +13,9 @@
 //
 // What `forward` must do: be callable again until backward is done (capture modules by shared_ptr),
 // compute the same thing again, and not modify its inputs in place. The recompute sees the
-// forward's random number generators, autocast state (with autocast's weight cache off in both, so
-// that both save the same tensors), current streams and grad mode. With several threads that draw
-// from one default generator at the same time no run is reproducible, checkpointed or not.
+// forward's random number generators, autocast state, current streams and grad mode. With several
+// threads that draw from one default generator at the same time no run is reproducible,
+// checkpointed or not.
 //
 // Errors, all c10::Error or recoup::RecomputeError, thrown from backward: an input, parameter or
 // saved tensor was modified in place since the forward; the recompute saved other tensors than the

@@ -48,6 +48,7 @@ struct FrameworkDefaults {
   bool may_stop_after(const Record&, const Tensor&) const {
     return true;
   }
+  void check_inputs() const {}
   Operation operation() const { return 0; }
   const void* reader() const { return nullptr; }
   [[noreturn]] void stop(const void* region) const { throw StopRecompute{region}; }
@@ -71,13 +72,17 @@ struct FrameworkDefaults {
 //   Held                                   a refilled tensor; default-constructed: none
 //   Record describe(const Tensor&)         during the forward
 // * std::string changed(const Record&)     why the forward's tensor is no longer what it was (it
-//                                          was modified in place), or empty
+//                                          was modified in place), or empty; asked before a
+//                                          recompute
+// * void check_inputs()                    before a recompute: throws where an input is no longer
+//                                          what it was
 //   std::string mismatch(const Record&, const Tensor&)   how a recomputed tensor differs, or empty
 // * bool may_stop_after(const Record&, const Tensor&)    whether the operation that saves this
 //                                          tensor may be left at once: the tensor's content is
 //                                          final, and the operation survives an exception
 // * Operation operation()                  a value that differs between the operations that save
-//   Held hold(const Tensor&)               during the recompute
+//   Held hold(Record&, const Tensor&)      during the recompute; from here on the record is of this
+//                                          tensor, for the next recompute to compare with
 //   bool read(const Held&, Tensor*, std::string* error)   gives the tensor to autograd; false
 //                                          where none is held; `error` where it was modified
 // * const void* reader()                   which node of the graph reads now; it may read again
@@ -111,9 +116,10 @@ class Recompute {
   // Backward: the tensor of a slot, recomputed if need be. Any thread.
   Tensor take(std::size_t index) {
     const auto recomputing = framework_.lock(recompute_mutex_);
-    if (const auto why = framework_.changed(slots_[index].record); !why.empty()) fail(index, why);
     Tensor tensor;
     if (!read(index, &tensor)) {
+      // Of all slots, and only now: a forward may itself refill a buffer that it then saves.
+      fail_if_changed();
       recompute();
       if (!read(index, &tensor)) fail(index, "the recompute did not save it again");
     }
@@ -135,6 +141,13 @@ class Recompute {
     if (recomputing) clear_all_held();
   }
 
+  // Frees what `reader` has read, since no node but the one that reads now reads again.
+  void clear_read_by(const void* reader) {
+    std::vector<Held> freed;  // after the lock
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    if (reader == reader_) take_read(&freed);
+  }
+
   // Forward: it has returned.
   void forward_done() { forward_done_ = true; }
 
@@ -153,7 +166,7 @@ class Recompute {
         pending_operation_ = framework_.operation();
       }
       const std::lock_guard<std::mutex> guard(slots_mutex_);
-      if (slot.wanted) slot.held = framework_.hold(tensor);
+      if (slot.wanted) slot.held = framework_.hold(slot.record, tensor);
     } else if (forward_done_ && cursor_ >= end_ && !early_stop_) {
       error_ =
           "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
@@ -180,8 +193,7 @@ class Recompute {
     std::vector<Held> freed;  // after the lock
     const std::lock_guard<std::mutex> guard(slots_mutex_);
     if (const void* reader = framework_.reader(); reader != reader_) {
-      for (const auto i : read_) freed.push_back(std::exchange(slots_[i].held, {}));
-      read_.clear();
+      take_read(&freed);
       reader_ = reader;
     }
     std::string error;
@@ -189,6 +201,20 @@ class Recompute {
     if (!error.empty()) fail(index, error);
     if (there) read_.push_back(index);
     return there;
+  }
+
+  void take_read(std::vector<Held>* freed) {
+    for (const auto i : read_) freed->push_back(std::exchange(slots_[i].held, {}));
+    read_.clear();
+  }
+
+  void fail_if_changed() {
+    framework_.check_inputs();
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (!slots_[i].wanted) continue;
+      if (const auto why = framework_.changed(slots_[i].record); !why.empty()) fail(i, why);
+    }
   }
 
   void recompute() {
