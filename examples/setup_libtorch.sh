@@ -25,6 +25,11 @@ needs_space() {
     "on a larger disk"
 }
 
+make_environment() {
+  [ -x "$python" ] || "$base_python" -m venv "$deps/venv" ||
+    stop "$base_python could not make a virtual environment in $deps/venv"
+}
+
 # pip_install ARGUMENTS: pip with its progress, and one sentence where it fails.
 pip_install() {
   local log=$deps/pip.log wanted
@@ -57,8 +62,7 @@ install_part() {
     ! cmp -s "$file" "$mark" || exit 0
     needs_space "$megabytes" "LibTorch"
     say "$sentence"
-    [ -x "$python" ] || "$base_python" -m venv "$deps/venv" ||
-      stop "$base_python could not make a virtual environment in $deps/venv"
+    make_environment
     pip_install "$@" -r "$file"
     cp "$file" "$mark"
   ) 9>"$deps/lock"
