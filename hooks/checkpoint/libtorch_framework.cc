@@ -222,15 +222,21 @@ Tensors LibTorchFramework::inputs_again() {
   return leaves;
 }
 
-// The inputs may be the work of this thread's current streams, the forward's streams must wait.
-void LibTorchFramework::streams_wait_for_current() {
+// The inputs may be the work of this thread's current streams: the forward's streams must wait, and
+// the inputs' memory is in use there until the recompute's kernels are through.
+void LibTorchFramework::streams_wait_for_current(const Tensors& leaves) {
   for (const auto& stream : state_.streams()) {
-    const auto current =
-        torch_private::VirtualGuardImpl(stream.device_type()).getStream(stream.device());
+    const torch_private::VirtualGuardImpl guard(stream.device_type());
+    const auto current = guard.getStream(stream.device());
     if (current == stream) continue;
     c10::Event ready(stream.device_type());
     ready.record(current);
     ready.block(stream);
+    for (const auto& leaf : leaves) {
+      if (leaf.defined() && leaf.device() == stream.device() && leaf.has_storage()) {
+        guard.recordDataPtrOnStream(leaf.storage().data_ptr(), stream);
+      }
+    }
   }
 }
 
@@ -256,7 +262,7 @@ void LibTorchFramework::recompute() {
       if (const auto alive = region.lock()) alive->clear_held();
     });
   }
-  streams_wait_for_current();
+  streams_wait_for_current(leaves);
   const ScopedRecomputeState state(state_);
   HooksOf<RecomputeHooks, Region&> scope(region_);
   forward_(leaves);

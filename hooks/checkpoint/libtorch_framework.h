@@ -142,7 +142,7 @@ class LibTorchFramework : public FrameworkDefaults {
     std::shared_ptr<c10::Event> event;
   };
   Tensors inputs_again();
-  void streams_wait_for_current();
+  void streams_wait_for_current(const Tensors& leaves);
 
   Region& region_;
   Forward forward_;
