@@ -331,6 +331,43 @@ TEST_F(OnTheDevice, TwoThreadsReadOneRetainedGraph) {
   }
 }
 
+TEST_F(OnTheDevice, TwoThreadsRecomputeDropout) {
+  const auto run = [](bool threads) {
+    testdev::default_generator(0).unsafeGetGeneratorImpl()->set_current_seed(9);
+    const Mlp mlp(device());
+    std::vector<at::Tensor> inputs, losses;
+    for (int i = 0; i < 4; ++i) {
+      inputs.push_back(leaf(numbers({kRows, kHidden}, i), device()));
+      losses.push_back(checkpoint(
+                           [mlp](const at::Tensor& in) {
+                             auto h = in;
+                             for (int k = 0; k < 4; ++k) h = at::dropout(mlp(h), 0.5, true);
+                             return h;
+                           },
+                           inputs.back())
+                           .sum());
+    }
+    std::vector<at::Tensor> grads(4);
+    std::vector<std::thread> workers;
+    for (std::size_t i = 0; i < grads.size(); ++i) {
+      const auto work = [&, i] {
+        grads[i] = on_cpu(torch::autograd::grad({losses[i]}, {inputs[i]}))[0];
+      };
+      if (threads) {
+        workers.emplace_back(work);
+      } else {
+        work();
+      }
+    }
+    for (auto& worker : workers) worker.join();
+    return grads;
+  };
+  for (int i = 0; i < 10; ++i) {
+    schedule(i);
+    expect_equal(run(true), run(false));
+  }
+}
+
 TEST_F(OnTheDevice, RegionsNestAndGraphsAreRetained) {
   const auto run = [](bool checkpointed) {
     const Mlp first(device()), second(device(), 50);
