@@ -91,17 +91,15 @@ int thread_number() {
 
 }  // namespace
 
-std::shared_ptr<Observer> Observer::from_environment(int rank) {
-  const auto path = [rank](const char* variable) {
-    const char* value = std::getenv(variable);
-    if (value == nullptr || *value == '\0') return std::string();
-    return value + (rank == 0 ? std::string() : "." + std::to_string(rank));
+std::shared_ptr<Observer> Observer::open(const Settings& settings, int rank) {
+  if (settings.profile_path.empty() && settings.trace_path.empty()) return nullptr;
+  const auto of_rank = [rank](const std::string& path) {
+    return path.empty() || rank == 0 ? path : path + "." + std::to_string(rank);
   };
   auto observer = std::make_shared<Observer>();
   observer->rank_ = rank;
-  observer->profile_path_ = path("RECOUP_PROFILE");
-  observer->trace_path_ = path("RECOUP_TRACE");
-  if (observer->profile_path_.empty() && observer->trace_path_.empty()) return nullptr;
+  observer->profile_path_ = of_rank(settings.profile_path);
+  observer->trace_path_ = of_rank(settings.trace_path);
   return observer;
 }
 
@@ -148,20 +146,13 @@ Forward Observer::traced(const std::string& region, Forward forward) {
       };
 }
 
-Observer::~Observer() {
-  try {
-    write();
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "recoup: %s\n", e.what());
-  }
-}
-
-void Observer::write() const {
+std::string Observer::write() {
   using nlohmann::json;
-  const auto save = [](const std::string& path, const json& content) {
+  std::string problem;
+  const auto save = [&](const std::string& path, const json& content) {
     std::ofstream file(path);
     file << content.dump(1) << "\n";
-    if (!file.flush()) std::fprintf(stderr, "recoup: cannot write %s\n", path.c_str());
+    if (!file.flush()) problem = "cannot write " + path;
   };
   if (!profile_path_.empty()) {
     auto regions = json::array();
@@ -192,6 +183,7 @@ void Observer::write() const {
     }
     save(trace_path_, {{"displayTimeUnit", "ms"}, {"traceEvents", events}});
   }
+  return problem;
 }
 
 }  // namespace recoup

@@ -17,23 +17,25 @@
 #include <string>
 #include <vector>
 
+#include "engine_seam.h"
 #include "recoup/checkpoint/checkpoint.h"
 
 namespace recoup {
 
-class Observer : public std::enable_shared_from_this<Observer> {
+class Observer : public Recorder, public std::enable_shared_from_this<Observer> {
  public:
-  // Null where neither variable is set.
-  static std::shared_ptr<Observer> from_environment(int rank);
-  ~Observer();
+  // Null where neither path is set.
+  static std::shared_ptr<Observer> open(const Settings& settings, int rank);
 
-  bool profiles() const { return !profile_path_.empty(); }
+  bool profiles() const override { return !profile_path_.empty(); }
 
   // Runs forward(inputs) as it is, and records what a checkpoint of it would save and cost.
   Tensors measure(const std::string& region, const Forward& forward, const Tensors& inputs);
 
   // `forward`, each run of it recorded as a span: the first as a forward, the others as recomputes.
   Forward traced(const std::string& region, Forward forward);
+
+  std::string write() override;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -50,7 +52,6 @@ class Observer : public std::enable_shared_from_this<Observer> {
     double start_us, length_us;
     int thread;
   };
-  void write() const;
 
   std::string profile_path_, trace_path_;
   const Clock::time_point epoch_ = Clock::now();

@@ -135,6 +135,7 @@ int train(Options o) {
     host.rank = world.rank;
     host.num_layers = host.stage_num_layers = o.model.layers;
     host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE;
+    host.capabilities = RECOUP_CAN_FULL | RECOUP_CAN_DISTRIBUTE | RECOUP_CAN_STAGES;
     recoup = recoup::Host(o.plugin, host);
   } else if (!o.config.empty()) {
     throw std::invalid_argument("--config needs --plugin");

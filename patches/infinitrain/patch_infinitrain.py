@@ -105,6 +105,8 @@ TransformerLayer::TransformerLayer(const nn::TransformerConfig &config, int64_t 
         _source("recoup/plugin.h", "plugin/include/recoup/plugin.h"),
         _source("recoup/modules.h", "hooks/include/recoup/modules.h"),
         _source("recoup/host.hpp", "plugin/include/recoup/host.hpp"),
+        _source("recoup/region.hpp", "plugin/include/recoup/region.hpp"),
+        _source("recoup/load.h", "plugin/include/recoup/load.h"),
         _source("recoup/checkpoint/recompute.h", "hooks/include/recoup/checkpoint/recompute.h"),
         # Where versions before the marks put that file.
         FilePatch("recoup/replay.h", digests=_UNMARKED["replay.h"], optional=True),

@@ -64,7 +64,7 @@ TEST_F(PolicyPlugin, DecidesForEachLayerAndLogsIt) {
               "Layer " + std::to_string(n) + ": recompute_mlp=" + (n <= 12 ? "True" : "False"));
   }
   EXPECT_EQ(lines_.size(), 24u);
-  EXPECT_FALSE(recoup.layer({1, /*is_moe=*/true}).recompute_mlp());
+  EXPECT_FALSE(recoup.layer({25, /*is_moe=*/true}).recompute_mlp());
   EXPECT_THAT(warnings_, IsEmpty());
 }
 
@@ -135,13 +135,16 @@ TEST_F(PolicyPlugin, HasNoCheckpointEngine) {
 TEST_F(PolicyPlugin, LoadErrorsSayWhatToDo) {
   EXPECT_THAT(error("/no/such/plugin.so"),
               AllOf(HasSubstr("cannot load the plugin /no/such/plugin.so"),
-                    HasSubstr("No such file"), HasSubstr("give the path of librecoup.so")));
+                    HasSubstr("No such file"), HasSubstr("give the path of librecoup_policy.so")));
+  options_.torch_version = "2.11.0";  // the advice is for the host that asks
+  EXPECT_THAT(error("/no/such/plugin.so"), HasSubstr("give the path of librecoup.so, built with"));
+  options_.torch_version.reset();
   EXPECT_THAT(error(BAD_PLUGIN "_1.so"), AllOf(HasSubstr("has no symbol recoup_plugin_v1"),
                                                HasSubstr("from the same recoup")));
   EXPECT_THAT(error(BAD_PLUGIN "_2.so"), HasSubstr("does not speak ABI version 1"));
   EXPECT_THAT(error(BAD_PLUGIN "_3.so"), HasSubstr("speaks ABI version 99"));
   EXPECT_THAT(error(BAD_PLUGIN "_4.so"),
-              HasSubstr("with a struct of 8 bytes, this host version 1"));
+              HasSubstr("with a struct of 8 bytes, this host version 1 with at least 64"));
   EXPECT_THAT(error(BAD_PLUGIN "_5.so"), HasSubstr("registered no layer-construction hook"));
 }
 

@@ -104,7 +104,7 @@ TEST_F(TorchPlugin, ARegionIsReleasedOnceWhateverHappens) {
   EXPECT_EQ(api->checkpoint(nullptr, &region, &in, &out, &exception, error, sizeof(error)),
             RECOUP_INVALID_ARGUMENT);
   EXPECT_EQ(released, 1);
-  EXPECT_THAT(error, HasSubstr("checkpoint needs plugin"));
+  EXPECT_THAT(error, HasSubstr("the plugin is null"));
   recoup_host_v1 host{};
   host.struct_size = sizeof(host);
   host.torch_version = TORCH_VERSION;

@@ -42,6 +42,7 @@ recoup::Host Load(int64_t num_layers) {
     options.config_yaml = FlagsAsYaml();
     options.num_layers = num_layers;
     options.modules = RECOUP_MLP;
+    options.capabilities = RECOUP_CAN_STAGES;
     options.log = [](recoup_log_level level, const std::string &line) {
         if (parallel::global::thread_global_rank == 0) {
             LOG_IF(INFO, level == RECOUP_LOG_INFO) << line;

@@ -1,0 +1,128 @@
+// The engine's half of the library: checkpoint() over hooks/checkpoint.
+#include <torch/version.h>
+
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "context.h"
+#include "growth.h"
+#include "observer.h"
+#include "recoup/checkpoint/checkpoint.h"
+
+namespace recoup {
+namespace {
+
+// A host's region; released when the last function made of it goes.
+class HostRegion {
+ public:
+  using Function = decltype(recoup_region_v1::forward);
+
+  explicit HostRegion(const recoup_region_v1& region) : user_(region.user, region.release) {}
+
+  // One of the region's functions, as the engine calls it. `failed` is for the first call only:
+  // that of the forward, while checkpoint() is on the stack.
+  Forward function(Function f, const std::shared_ptr<bool>& failed) const {
+    return [user = user_, f, failed](const Tensors& in) {
+      Tensors out;
+      std::exception_ptr exception;
+      if (f(user.get(), &in, &out, &exception) != 0) {
+        *failed = true;
+        // Among them what ends a recompute: the engine's own exception comes back to it.
+        if (exception) std::rethrow_exception(exception);
+        throw std::runtime_error("recoup: the host's function failed without an exception");
+      }
+      return out;
+    };
+  }
+
+ private:
+  std::shared_ptr<void> user_;
+};
+
+// "recoup: layer 3 mlp: ..." of the exception under way.
+std::string sentence(const std::string& name, const char* who) {
+  std::string why = "it threw no std::exception";
+  try {
+    throw;
+  } catch (const c10::Error& e) {
+    why = e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    why = e.what();
+  } catch (...) {
+  }
+  return "recoup: " + name + ": " + who + " failed: " + why;
+}
+
+recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const void* inputs,
+                             void* outputs, void* exception, char* error, size_t size) noexcept {
+  std::string name = "region";
+  const auto failed = std::make_shared<bool>(false);
+  try {
+    if (region == nullptr || region->struct_size < RECOUP_REGION_V1_MIN ||
+        region->release == nullptr) {
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: checkpoint needs a region whose struct_size is its sizeof, at least " +
+                      std::to_string(RECOUP_REGION_V1_MIN) + " bytes, with forward and release",
+                  error, size);
+    }
+    const HostRegion host(*region);  // from here on released whatever happens
+    const PinnedContext plugin(contexts(), opaque);
+    if (!plugin) {
+      return fail(RECOUP_INVALID_ARGUMENT, "recoup: checkpoint: " + contexts().problem(opaque),
+                  error, size);
+    }
+    if (region->forward == nullptr || inputs == nullptr || outputs == nullptr ||
+        exception == nullptr) {
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: checkpoint needs a region with forward, inputs, outputs and exception",
+                  error, size);
+    }
+    if (region->name != nullptr) name = region->name;
+    const auto number = RECOUP_GET(region, layer_number);
+    if (const auto missing = plugin->layers->forward_begins(number, RECOUP_GET(region, modules));
+        !missing.empty()) {
+      plugin->say(RECOUP_LOG_WARNING, missing);
+    }
+    const auto& in = *static_cast<const Tensors*>(inputs);
+    auto& out = *static_cast<Tensors*>(outputs);
+    auto forward = [run = host.function(region->forward, failed), layers = plugin->layers,
+                    ran = false](const Tensors& in) mutable {
+      if (std::exchange(ran, true)) layers->recompute_begins();
+      return run(in);
+    };
+    auto* const observer = static_cast<Observer*>(plugin->recorder.get());
+    if (observer != nullptr && observer->profiles()) {
+      out = observer->measure(name, std::move(forward), in);
+      return RECOUP_OK;
+    }
+    CheckpointOptions options;
+    options.name = name;
+    if (RECOUP_GET(region, keep) != nullptr && RECOUP_GET(region, restore) != nullptr) {
+      options.pack_inputs = host.function(region->keep, failed);
+      options.unpack_inputs = host.function(region->restore, failed);
+    }
+    out = checkpoint(observer != nullptr ? observer->traced(name, std::move(forward))
+                                         : Forward(std::move(forward)),
+                     in, options);
+    return RECOUP_OK;
+  } catch (...) {
+    if (exception != nullptr) {
+      *static_cast<std::exception_ptr*>(exception) = std::current_exception();
+    }
+    return *failed
+               ? fail(RECOUP_CALLBACK_FAILED, sentence(name, "the host's function"), error, size)
+               : fail(RECOUP_ENGINE_FAILED, sentence(name, "the checkpoint"), error, size);
+  }
+}
+
+Result<std::shared_ptr<Recorder>> record(const Settings& settings, int rank) {
+  return std::shared_ptr<Recorder>(Observer::open(settings, rank));
+}
+
+}  // namespace
+
+const Engine kEngine = {TORCH_VERSION, &run_checkpoint, &record};
+
+}  // namespace recoup
