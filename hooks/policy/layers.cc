@@ -12,8 +12,8 @@ namespace {
 constexpr std::int64_t kEndless = std::numeric_limits<std::int64_t>::max();
 
 Error bad_term(const std::string& term) {
-  return {"\"" + term +
-          "\" is no layer expression; allowed are terms separated by commas: 7, 7-12, 7-, 1-24:2 "
+  return {text::quoted(term) +
+          " is no layer expression; allowed are terms separated by commas: 7, 7-12, 7-, 1-24:2 "
           "(every second), 2/3 (the first 2 of every 3), all, last, last-2, -1 (all but the last) "
           "and !TERM (without)"};
 }
@@ -22,20 +22,21 @@ Error bad_term(const std::string& term) {
 
 LayerSet LayerSet::all() {
   LayerSet set;
-  set.terms_.push_back({false, {1, false}, {kEndless, false}, 1, 1});
+  set.terms_.push_back({false, {1, false}, {kEndless, false}, 1, 1, "all"});
   return set;
 }
 
 LayerSet LayerSet::first(std::int64_t n) {
   LayerSet set;
   if (n == 0) return set;
-  set.terms_.push_back({false, {1, false}, {n, false}, 1, 1});
+  set.terms_.push_back(
+      {false, {1, false}, {n, false}, 1, 1, n == 1 ? "1" : "1-" + std::to_string(n)});
   return set;
 }
 
 Result<LayerSet::Term> LayerSet::parse_term(const std::string& whole) {
   std::string s(text::trim(whole));
-  Term term{false, {1, false}, {kEndless, false}, 1, 1};
+  Term term{false, {1, false}, {kEndless, false}, 1, 1, s};
   if (!s.empty() && s[0] == '!') {
     term.removes = true;
     s = std::string(text::trim(s.substr(1)));
@@ -112,6 +113,11 @@ Result<LayerSet::Term> LayerSet::parse_term(const std::string& whole) {
 
 Result<LayerSet> LayerSet::parse(const std::string& expression) {
   LayerSet set;
+  const auto commas = std::count(expression.begin(), expression.end(), ',');
+  if (static_cast<std::size_t>(commas) >= kMostTerms) {
+    return Error{text::quoted(expression) + " has more than " + std::to_string(kMostTerms) +
+                 " terms; write ranges such as 7-12"};
+  }
   for (const auto& part : text::split(expression, ',')) {
     auto term = parse_term(part);
     if (!term.ok()) return term.error();
@@ -121,14 +127,31 @@ Result<LayerSet> LayerSet::parse(const std::string& expression) {
   return set;
 }
 
+bool LayerSet::Term::has(std::int64_t layer, std::int64_t total) const {
+  const auto from = low.in(total);
+  if (layer < from || layer > high.in(total)) return false;
+  // Unsigned, as `from` may lie far below zero: last-K of a model that has fewer.
+  const auto distance = static_cast<std::uint64_t>(layer) - static_cast<std::uint64_t>(from);
+  return distance % static_cast<std::uint64_t>(period) < static_cast<std::uint64_t>(run);
+}
+
+bool LayerSet::Term::names_any(std::int64_t total) const {
+  const auto last = std::min(high.in(total), total);
+  auto first = std::max<std::int64_t>(low.in(total), 1);
+  if (first > last) return false;
+  if (has(first, total)) return true;
+  // The next run's beginning is the nearest layer that there may be.
+  const auto distance =
+      (static_cast<std::uint64_t>(first) - static_cast<std::uint64_t>(low.in(total))) %
+      static_cast<std::uint64_t>(period);
+  return static_cast<std::uint64_t>(period) - distance <= static_cast<std::uint64_t>(last - first);
+}
+
 bool LayerSet::contains(std::int64_t layer, std::int64_t total) const {
-  bool in = false;
-  for (const auto& term : terms_) {
-    const auto low = term.low.in(total);
-    if (layer < low || layer > term.high.in(total)) continue;
-    if ((layer - low) % term.period < term.run) in = !term.removes;
-  }
-  return in;
+  // The last term that names the layer decides.
+  const auto term = std::find_if(terms_.rbegin(), terms_.rend(),
+                                 [&](const Term& t) { return t.has(layer, total); });
+  return term != terms_.rend() && !term->removes;
 }
 
 bool LayerSet::needs_total() const {
@@ -144,6 +167,50 @@ std::int64_t LayerSet::largest_named() const {
     }
   }
   return largest;
+}
+
+std::vector<std::string> LayerSet::terms_without_layer(std::int64_t total) const {
+  std::vector<std::string> terms;
+  for (const auto& term : terms_) {
+    if (!term.names_any(total)) terms.push_back(term.text);
+  }
+  return terms;
+}
+
+std::vector<std::int64_t> LayerSet::members(std::int64_t total) const {
+  std::vector<std::int64_t> layers;
+  for (std::int64_t n = 1; n <= total; ++n) {
+    if (contains(n, total)) layers.push_back(n);
+  }
+  return layers;
+}
+
+std::string LayerSet::text() const {
+  if (terms_.empty()) return "none";
+  std::string text;
+  for (const auto& term : terms_) {
+    // A leading ! starts from all, which was not written.
+    if (!(&term == &terms_[0] && terms_.size() > 1 && terms_[1].removes && term.text == "all")) {
+      text += (text.empty() ? "" : ", ") + term.text;
+    }
+  }
+  return text;
+}
+
+std::string layer_expression(const std::vector<std::int64_t>& layers) {
+  std::string text;
+  for (std::size_t i = 0; i < layers.size();) {
+    // The longest row of equal steps that begins here; two layers apart are no row.
+    auto end = i + 1;
+    const auto step = end < layers.size() ? layers[end] - layers[i] : 1;
+    while (end < layers.size() && layers[end] - layers[end - 1] == step) ++end;
+    if (step != 1 && end - i < 3) end = i + 1;
+    text += (i == 0 ? "" : ", ") + std::to_string(layers[i]);
+    if (end - i > 1) text += "-" + std::to_string(layers[end - 1]);
+    if (end - i > 1 && step != 1) text += ":" + std::to_string(step);
+    i = end;
+  }
+  return text.empty() ? "none" : text;
 }
 
 }  // namespace recoup

@@ -1,8 +1,9 @@
 #include "recoup/policy/policy.h"
 
-#include <algorithm>
 #include <cstdlib>
+#include <utility>
 
+#include "check.h"
 #include "text.h"
 
 // Set by CMake; empty where the constant mode was not asked for at build time.
@@ -15,45 +16,6 @@ namespace {
 
 constexpr char kVariable[] = "RECOUP_RECOMPUTE_MLP_NUM_LAYERS";
 
-std::string place_of(const Config& config, const std::string& key) {
-  const auto at = config.where.find(key);
-  return at == config.where.end() ? key : at->second + ": " + key;
-}
-
-// The key that set the layers of `module`, empty where none did.
-std::string layers_key(const Config& config, std::size_t module) {
-  for (const char* suffix : {"_num_layers", "_layers"}) {
-    const auto key = std::string("recompute_") + kModules[module].name + suffix;
-    if (config.where.count(key) > 0) return key;
-  }
-  return {};
-}
-
-// What is asked of a host that does not offer it, and what its author would have to set. Empty
-// where nothing is.
-std::string not_offered(const Config& config, const Model& model) {
-  const auto refusal = [&](const std::string& key, const std::string& what,
-                           const std::string& bit) {
-    return place_of(config, key) + ": this host " + what + " (its author must set " + bit +
-           " in recoup_host_v1.capabilities, HostOptions::capabilities)";
-  };
-  if (config.granularity == Granularity::kFull && !model.full) {
-    return refusal("recompute_granularity", "does not recompute whole layers; allowed is selective",
-                   "RECOUP_CAN_FULL");
-  }
-  if (config.distribute_saved_activations && !model.distribute) {
-    return refusal("distribute_saved_activations",
-                   "does not distribute saved activations; allowed is false",
-                   "RECOUP_CAN_DISTRIBUTE");
-  }
-  if (config.per_stage && !model.stages) {
-    return refusal("recompute_layer_scope",
-                   "does not say where its pipeline stages begin; allowed is global",
-                   "RECOUP_CAN_STAGES");
-  }
-  return {};
-}
-
 }  // namespace
 
 Result<std::optional<Override>> Policy::find_override() {
@@ -61,7 +23,7 @@ Result<std::optional<Override>> Policy::find_override() {
                        const std::string& source) -> Result<std::optional<Override>> {
     const auto n = text::to_integer(value);
     if (!n || *n < 0) {
-      return Error{source + ": must be an integer >= 0 (0: no layer), not \"" + value + "\""};
+      return Error{source + ": must be an integer >= 0 (0: no layer), not " + text::quoted(value)};
     }
     return std::optional<Override>(Override{*n, source});
   };
@@ -76,80 +38,66 @@ Result<std::optional<Override>> Policy::find_override() {
 
 Result<Policy> Policy::create(Config config, std::optional<Override> override, const Model& model) {
   Policy policy;
+  Sources sources(config);
   const auto mlp = static_cast<std::size_t>(Module::kMlp);
+  policy.notices_ = config.notices;
   if (override) {
     if (config.granularity == Granularity::kFull) {
       return Error{override->source + ": conflicts with " +
                    place_of(config, "recompute_granularity") +
                    ": full, which recomputes whole layers; unset one of the two"};
     }
-    const auto key = layers_key(config, mlp);
     auto notice = override->source + "=" + std::to_string(override->mlp_num_layers) +
                   " decides which layers recompute their MLP";
-    if (!key.empty()) notice += " and OVERRIDES " + place_of(config, key);
+    if (!sources.layers[mlp].empty()) notice += " and OVERRIDES " + sources.layers[mlp];
     policy.notices_.push_back(notice);
-    if (config.granularity == Granularity::kNone) config.granularity = Granularity::kSelective;
+    config.granularity = Granularity::kSelective;
     config.modules[mlp] = true;
     config.layers[mlp] = LayerSet::first(override->mlp_num_layers);
-  }
-
-  if (const auto why = not_offered(config, model); !why.empty()) return Error{why};
-
-  // Why the host cannot tell which layers `set` means, or empty; `key` set it.
-  const auto uncountable = [&](const LayerSet& set, const std::string& key) {
-    if (policy.total_ > 0 || !set.needs_total()) return std::string();
-    return place_of(config, key) +
-           ": counts from the last layer, but this host does not say how many layers there are";
-  };
-  policy.total_ = config.per_stage ? model.stage_num_layers : model.num_layers;
-  for (std::size_t m = 0; m < kModuleCount; ++m) {
-    if (!config.modules[m]) continue;
-    if (model.modules && std::find(model.modules->begin(), model.modules->end(),
-                                   kModules[m].name) == model.modules->end()) {
-      return Error{place_of(config, "recompute_modules") + ": this host cannot recompute \"" +
-                   kModules[m].name + "\"; " +
-                   (model.modules->empty()
-                        ? "it says of no module that it can: its author must set "
-                          "recoup_host_v1.modules (HostOptions::modules)"
-                        : "it can recompute " + text::one_of(*model.modules))};
-    }
-    const auto key = layers_key(config, m);
-    if (const auto why = uncountable(config.layers[m], key); !why.empty()) return Error{why};
-    const auto named = config.layers[m].largest_named();
-    if (policy.total_ > 0 && named > policy.total_) {
-      policy.notices_.push_back((key.empty() ? std::string(kVariable) : place_of(config, key)) +
-                                ": names layer " + std::to_string(named) + ", but there are " +
-                                std::to_string(policy.total_));
-    }
-  }
-  const std::string level_key = config.where.count("mlp_recompute_level") > 0
-                                    ? "mlp_recompute_level"
-                                    : "mlp_activation_layers";
-  if (const auto why = uncountable(config.mlp_activation, level_key); !why.empty()) {
-    return Error{why};
-  }
-  if (!config.mlp_activation.empty() && !model.mlp_activation) {
-    return Error{place_of(config, level_key) +
-                 ": this host cannot recompute the activation alone; allowed is full"};
+    sources.layers[mlp] = override->source;
   }
   policy.config_ = std::move(config);
+  policy.model_ = model;
+  if (auto why = refusal(policy, model, sources); !why.empty()) return Error{std::move(why)};
+  for (auto& notice : warnings(policy, model, sources))
+    policy.notices_.push_back(std::move(notice));
   return policy;
 }
 
-std::int64_t Policy::number(const LayerInfo& layer) const {
-  return config_.per_stage ? layer.number - layer.stage_offset : layer.number;
+std::optional<std::int64_t> Policy::total(Module module) const {
+  const auto known = [](std::int64_t n) {
+    return n > 0 ? std::optional<std::int64_t>(n) : std::nullopt;
+  };
+  if (config_.scope == LayerScope::kStage) return known(model_.stage_num_layers);
+  if (config_.scope == LayerScope::kMlp && module == Module::kMlp) return model_.num_mlps;
+  return known(model_.num_layers);
+}
+
+std::int64_t Policy::number(Module module, const LayerInfo& layer) const {
+  if (config_.scope == LayerScope::kStage) return layer.number - layer.stage_offset;
+  if (config_.scope == LayerScope::kMlp && module == Module::kMlp) return layer.mlp_number;
+  return layer.number;
+}
+
+std::string Policy::problem_with(const LayerInfo& layer) const {
+  if (config_.scope != LayerScope::kMlp || layer.is_moe || layer.mlp_number > 0) return {};
+  return place_of(config_, "recompute_layer_scope") + ": layer " + std::to_string(layer.number) +
+         " does not say which of the model's MLPs it has; allowed are global and stage (the host's "
+         "author must set recoup_layer_v1.mlp_number, LayerInfo::mlp_number)";
 }
 
 bool Policy::recomputes(Module module, const LayerInfo& layer) const {
   if (config_.granularity != Granularity::kSelective || !config_.has(module)) return false;
-  const auto has_it = kModules[static_cast<std::size_t>(module)].layers;
-  if (has_it != RECOUP_EVERY_LAYER && (has_it == RECOUP_MOE_LAYER) != layer.is_moe) return false;
-  return config_.layers_of(module).contains(number(layer), total_);
+  if (!has_module(layer, module)) return false;
+  const auto n = number(module, layer);
+  return n >= 1 && config_.layers_of(module).contains(n, total(module).value_or(0));
 }
 
 MlpLevel Policy::mlp_level(const LayerInfo& layer) const {
-  return config_.mlp_activation.contains(number(layer), total_) ? MlpLevel::kActivation
-                                                                : MlpLevel::kFull;
+  return config_.mlp_activation.contains(number(Module::kMlp, layer),
+                                         total(Module::kMlp).value_or(0))
+             ? MlpLevel::kActivation
+             : MlpLevel::kFull;
 }
 
 std::int64_t Policy::full_group(const LayerInfo& layer) const {
@@ -159,11 +107,6 @@ std::int64_t Policy::full_group(const LayerInfo& layer) const {
   const auto in_stage = layer.number - layer.stage_offset;
   if (*config_.method == Method::kBlock) return in_stage <= n ? 1 : 0;
   return (in_stage - 1) % n == 0 ? n : 0;
-}
-
-std::string Policy::describe(const LayerInfo& layer) const {
-  return "Layer " + std::to_string(layer.number) +
-         ": recompute_mlp=" + (recomputes(Module::kMlp, layer) ? "True" : "False");
 }
 
 }  // namespace recoup

@@ -60,8 +60,8 @@ TEST_F(PolicyPlugin, DecidesForEachLayerAndLogsIt) {
     EXPECT_EQ(layer.recompute_mlp(), n <= 12) << n;
     EXPECT_TRUE(layer.recomputes(RECOUP_CORE_ATTN)) << n;
     EXPECT_EQ(layer.full_group(), 0);
-    EXPECT_EQ(lines_.back(),
-              "Layer " + std::to_string(n) + ": recompute_mlp=" + (n <= 12 ? "True" : "False"));
+    EXPECT_EQ(lines_.back(), "Layer " + std::to_string(n) + ": recompute_mlp=" +
+                                 (n <= 12 ? "True, level full" : "False") + ", also core_attn");
   }
   EXPECT_EQ(lines_.size(), 24u);
   EXPECT_FALSE(recoup.layer({25, /*is_moe=*/true}).recompute_mlp());

@@ -29,8 +29,8 @@ TEST(Policy, FirstTwelveOfTwentyFour) {
     EXPECT_FALSE(p.recomputes(Module::kMlp, moe(n))) << n;
     EXPECT_FALSE(p.recomputes(Module::kLayernorm, layer(n))) << n;
   }
-  EXPECT_EQ(p.describe(layer(12)), "Layer 12: recompute_mlp=True");
-  EXPECT_EQ(p.describe(layer(13)), "Layer 13: recompute_mlp=False");
+  EXPECT_EQ(p.describe(layer(12)), "Layer 12: recompute_mlp=True, level full, also core_attn");
+  EXPECT_EQ(p.describe(layer(13)), "Layer 13: recompute_mlp=False, also core_attn");
   EXPECT_TRUE(p.notices().empty());
 }
 
@@ -180,7 +180,8 @@ TEST(Policy, LevelsNeedAHostThatSplitsItsMlp) {
   EXPECT_EQ(mixed.mlp_level(layer(3)), MlpLevel::kActivation);
   EXPECT_EQ(Policy::create(c, {}, {24, 24, {}, false}).error().text,
             "x.yaml:3:1: mlp_recompute_level: this host cannot recompute the activation alone; "
-            "allowed is full");
+            "allowed is full (its author must set RECOUP_MLP_ACTIVATION in recoup_host_v1.modules, "
+            "HostOptions::modules)");
 }
 
 TEST(Policy, WarnsOfLayersThatAreNotThere) {

@@ -5,7 +5,7 @@
 //   recompute_mlp_num_layers: 12          # layers 1..12 only; unset: every layer
 //
 // For every module M there are two ways to name its layers: recompute_M_num_layers (the first N)
-// and recompute_M_layers (a layer expression, see layers.h). README.md lists all keys.
+// and recompute_M_layers (a layer expression, see layers.h). hooks/policy/README.md lists all keys.
 #pragma once
 
 #include <array>
@@ -18,6 +18,7 @@
 
 #include "recoup/modules.h"
 #include "recoup/policy/layers.h"
+#include "recoup/policy/memory_budget.h"
 #include "recoup/result.h"
 
 namespace recoup {
@@ -65,6 +66,10 @@ static_assert(detail::module_bits_are_distinct(), "modules.h: two modules share 
 // fc1's output; only the activation function and its dropout run again, no GEMM does.
 enum class MlpLevel { kFull, kActivation };
 
+// What layer numbers count: the model's layers, the pipeline stage's layers, or, for the MLP, the
+// model's MLPs without those of MoE layers.
+enum class LayerScope { kGlobal, kStage, kMlp };
+
 struct Config {
   Granularity granularity = Granularity::kNone;
   std::optional<Method> method;               // full only
@@ -73,13 +78,16 @@ struct Config {
   std::array<LayerSet, kModuleCount> layers;  // which layers each listed module means
   // The layers whose recomputed MLP is at level kActivation; the others are at kFull.
   LayerSet mlp_activation = LayerSet::first(0);
-  // Whether layer numbers count from the first layer of the model or of the pipeline stage.
-  bool per_stage = false;
+  LayerScope scope = LayerScope::kGlobal;
   // Whether each tensor-parallel rank keeps only its part of a checkpoint's input.
   bool distribute_saved_activations = false;
+  // What all that is said above is only the most of, recomputed no more than this needs.
+  std::optional<MemoryBudget> memory_budget;
 
   // Where each key of the file stands ("file:line:column"), for errors found later.
   std::map<std::string, std::string> where;
+  // Sentences for the log about what the file says and may not mean.
+  std::vector<std::string> notices;
 
   Config() { layers.fill(LayerSet::all()); }
   bool has(Module m) const { return modules[static_cast<std::size_t>(m)]; }
@@ -87,10 +95,42 @@ struct Config {
   const LayerSet& layers_of(Module m) const { return layers[static_cast<std::size_t>(m)]; }
 };
 
-// Reads `path`. An error names file, line, column and key, and says what is allowed.
+// A key of the file: the row that reads it, checks it and documents it.
+struct ConfigKey {
+  // Without what the key would do nothing, so that it is refused.
+  enum class Needs {
+    kNothing,
+    kGranularity,   // recompute_granularity, whichever
+    kSelective,     // recompute_granularity: selective
+    kFull,          // recompute_granularity: full
+    kModule,        // `module` in recompute_modules
+    kLayerNumbers,  // a key that numbers layers, or the constant mode (policy.h)
+  };
+  std::string name;
+  std::string value;    // what it may be
+  std::string unset;    // what it is where the file does not set it
+  std::string example;  // a value
+  std::string meaning;
+  Needs needs = Needs::kNothing;
+  std::size_t module = kModuleCount;    // kModule only
+  std::vector<std::string> excludes{};  // keys that it may not stand beside
+
+  // `needs` in words, empty for kNothing.
+  std::string requirement() const;
+};
+
+// All keys: those of every file, then two for each module.
+std::vector<ConfigKey> config_keys();
+
+// No configuration is larger.
+inline constexpr std::size_t kLargestConfig = std::size_t{1} << 20;
+
+// Reads `path`, a regular file of at most kLargestConfig bytes. An error names file, line, column
+// and key, and says what is allowed; nothing is thrown.
 Result<Config> load_config(const std::string& path);
 
-// Parses YAML text; `name` stands for the file in errors.
+// Parses YAML text (UTF-8, or what its byte order mark says) of at most kLargestConfig bytes;
+// `name` stands for the file in errors. Nothing is thrown.
 Result<Config> parse_config(const std::string& yaml, const std::string& name);
 
 }  // namespace recoup

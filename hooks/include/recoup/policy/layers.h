@@ -23,7 +23,8 @@ class LayerSet {
   //   !TERM    without the layers of TERM; a leading ! starts from all
   //   last     the last layer (last-2: the one two before it), wherever a number may stand
   //   -1       all but the last layer (-K: all but the last K), as its own term
-  // Returns an error that quotes the bad term and lists the forms.
+  // Returns an error that quotes the bad term and lists the forms; also for more than kMostTerms.
+  static constexpr std::size_t kMostTerms = 4096;
   static Result<LayerSet> parse(const std::string& expression);
 
   // Whether the set has `layer` (>= 1) of a model with `total` layers. `total` is 0 where it is not
@@ -39,6 +40,15 @@ class LayerSet {
   // The largest layer number named outright, 0 for none: to warn where the model is shorter.
   std::int64_t largest_named() const;
 
+  // The terms, as they were written, that name no layer of a model with `total` (>= 1) layers.
+  std::vector<std::string> terms_without_layer(std::int64_t total) const;
+
+  // The layers of 1..total in the set, in order. Takes time for each of them.
+  std::vector<std::int64_t> members(std::int64_t total) const;
+
+  // The set as an expression: as it was written, or `all`, `1-12`; `none` where it is empty.
+  std::string text() const;
+
  private:
   // A layer number counted from the first (1..) or, where from_end, backwards from the last (0..).
   struct Point {
@@ -51,9 +61,16 @@ class LayerSet {
     Point low, high;
     std::int64_t period;  // of every `period` layers from `low` on ...
     std::int64_t run;     // ... the first `run`
+    std::string text;     // as it was written
+
+    bool has(std::int64_t layer, std::int64_t total) const;
+    bool names_any(std::int64_t total) const;
   };
   static Result<Term> parse_term(const std::string& term);
   std::vector<Term> terms_;
 };
+
+// Layers, in ascending order, as an expression: "1-4, 7" or "1-23:2"; "none" for none.
+std::string layer_expression(const std::vector<std::int64_t>& layers);
 
 }  // namespace recoup

@@ -20,9 +20,9 @@ struct LayerInfo {
 
 // What the host can say of itself; each part may be unknown.
 struct Model {
-  std::int64_t num_layers = 0;                      // in the whole model; 0: unknown
-  std::int64_t stage_num_layers = 0;                // on this pipeline stage; 0: unknown
-  std::optional<std::vector<std::string>> modules;  // which modules it can recompute
+  std::int64_t num_layers = 0;                        // in the whole model; 0: unknown
+  std::int64_t stage_num_layers = 0;                  // on this pipeline stage; 0: unknown
+  std::optional<std::vector<std::string>> modules{};  // which modules it can recompute
   bool mlp_activation = true;  // whether its MLP can recompute from fc1's output on
   bool full = true;            // whether it recomputes whole layers (granularity full)
   bool distribute = true;      // whether it distributes saved activations over its TP ranks
@@ -49,6 +49,10 @@ class Policy {
   // contradict each other or the model.
   static Result<Policy> create(Config config, std::optional<Override> override, const Model& model);
 
+  // Why nothing can be decided for `layer`, as a sentence, or empty: the configuration counts MLPs
+  // (scope mlp), and it does not say which MLP it has. To be asked before the decisions.
+  std::string problem_with(const LayerInfo& layer) const;
+
   // The decision for one module of one layer. False for modules the layer does not have: "mlp" of
   // an MoE layer, "moe", "moe_act" and "shared_experts" of any other.
   bool recomputes(Module module, const LayerInfo& layer) const;
@@ -60,19 +64,31 @@ class Policy {
   // What a recomputed MLP of this layer keeps.
   MlpLevel mlp_level(const LayerInfo& layer) const;
   const Config& config() const { return config_; }
+  const Model& model() const { return model_; }
+
+  // How many layers a module's layer numbers count; unset where the host did not say.
+  std::optional<std::int64_t> total(Module module) const;
 
   // Sentences for the host's log: where the decision comes from, and warnings.
   const std::vector<std::string>& notices() const { return notices_; }
 
-  // "Layer {n}: recompute_mlp={True|False}"
+  // What happens, in one line for the log, as far as it is known before any layer is constructed:
+  // "12 of 24 MLPs recomputed (layers 1-12, level full), core_attn everywhere".
+  std::string summary() const;
+
+  // The same of exactly these layers.
+  std::string summary(const std::vector<LayerInfo>& layers) const;
+
+  // One line for the log: "Layer {n}: recompute_mlp={True|False}", then what else the layer does:
+  // "Layer 3: recompute_mlp=True, level activation, also core_attn".
   std::string describe(const LayerInfo& layer) const;
 
  private:
   Policy() = default;
-  std::int64_t number(
-      const LayerInfo& layer) const;  // in the scope that the configuration counts in
+  // The layer's number in the scope that the configuration counts in.
+  std::int64_t number(Module module, const LayerInfo& layer) const;
   Config config_;
-  std::int64_t total_ = 0;  // in the same scope
+  Model model_;
   std::vector<std::string> notices_;
 };
 
