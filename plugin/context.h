@@ -6,11 +6,13 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine_seam.h"
 #include "handles.h"
 #include "layers.h"
 #include "recoup/plugin.h"
+#include "recoup/policy/construction.h"
 #include "recoup/policy/policy.h"
 
 namespace recoup {
@@ -25,6 +27,9 @@ struct Context {
   // Regions waiting for their backward outlive the plugin.
   std::shared_ptr<Layers> layers = std::make_shared<Layers>();
 
+  // What only the constructed layers show.
+  std::unique_ptr<Construction> construction = std::make_unique<Construction>(policy);
+
   bool profiles() const { return recorder != nullptr && recorder->profiles(); }
 
   void say(recoup_log_level level, const std::string& line) const {
@@ -33,6 +38,12 @@ struct Context {
       log(log_user, level, line.c_str());
     } else {
       std::fprintf(stderr, "%s%s\n", level == RECOUP_LOG_WARNING ? "WARNING: " : "", line.c_str());
+    }
+  }
+
+  void say(const std::vector<LogLine>& lines) const {
+    for (const auto& line : lines) {
+      say(line.warning ? RECOUP_LOG_WARNING : RECOUP_LOG_INFO, "recoup: " + line.text);
     }
   }
 };

@@ -68,7 +68,7 @@ std::string unconfirmed(const recoup_host_v1& host, const Config& config) {
   };
   add(config.granularity == Granularity::kFull, "recompute_granularity: full");
   add(config.distribute_saved_activations, "distribute_saved_activations");
-  add(config.per_stage, "recompute_layer_scope: stage");
+  add(config.scope == LayerScope::kStage, "recompute_layer_scope: stage");
   if (what.empty()) return what;
   return "recoup: " + what +
          ": this host was compiled with contract 1.0, which cannot say whether it does that; "
@@ -128,11 +128,17 @@ recoup_status layer_hook(void* opaque, recoup_layer_v1* layer, char* error, size
                       "; MLPs are counted from 1, over all pipeline stages",
                   error, size);
     }
+    if (const auto why = plugin->policy.problem_with(asked); !why.empty()) {
+      return fail(RECOUP_BAD_CONFIG, why, error, size);
+    }
     const auto decision = decision_for(*plugin, asked);
     const bool query = (RECOUP_GET(layer, flags) & RECOUP_LAYER_QUERY) != 0;
     void* handle = nullptr;
     if (!query) {
-      if (!decision.profile) plugin->say(RECOUP_LOG_INFO, plugin->policy.describe(asked));
+      if (!decision.profile) {
+        plugin->say(RECOUP_LOG_INFO, plugin->policy.describe(asked));
+        plugin->say(plugin->construction->add(asked));
+      }
       // A host of version 1.0 has no other way to ask again than to give the layer again.
       if (RECOUP_HAS(recoup_layer_v1, layer, handle)) {
         std::string warning;
@@ -206,6 +212,9 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
     for (const auto& notice : context->policy.notices()) {
       context->say(RECOUP_LOG_WARNING, "recoup: " + notice);
     }
+    if (!context->profiles()) {
+      context->say(RECOUP_LOG_INFO, "recoup: " + context->policy.summary());
+    }
     if (const auto why = unconfirmed(*host, config.value()); !why.empty()) {
       context->say(RECOUP_LOG_WARNING, why);
     }
@@ -234,6 +243,7 @@ recoup_status close(void* opaque, char* error, size_t size) {
       return fail(RECOUP_INVALID_ARGUMENT, "recoup: close: " + contexts().problem(opaque), error,
                   size);
     }
+    plugin->say(plugin->construction->finish());
     if (kEngine.checkpoint != nullptr) {
       const auto missing = plugin->layers->never_ran();
       if (!missing.empty()) plugin->say(RECOUP_LOG_WARNING, missing);

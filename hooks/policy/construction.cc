@@ -6,8 +6,10 @@
 
 namespace recoup {
 
-Construction::Construction(const Policy& policy, std::int64_t expected)
-    : policy_(policy), expected_(expected) {}
+Construction::Construction(const Policy& policy)
+    : policy_(policy),
+      expected_(policy.model().stage_num_layers > 0 ? policy.model().stage_num_layers
+                                                    : policy.model().num_layers) {}
 
 std::vector<LogLine> Construction::add(const LayerInfo& layer) {
   {

@@ -30,8 +30,8 @@ void check_words(const std::string& text) {
 
 void check_layer(const Policy& policy, const LayerInfo& layer) {
   const auto mlp = policy.recomputes(Module::kMlp, layer);
-  const auto start = "Layer " + std::to_string(layer.number) +
-                     ": recompute_mlp=" + (mlp ? "True" : "False");
+  const auto start =
+      "Layer " + std::to_string(layer.number) + ": recompute_mlp=" + (mlp ? "True" : "False");
   const auto line = policy.describe(layer);
   check_words(line);
   require(line.compare(0, start.size(), start) == 0, "another beginning", line);
@@ -52,7 +52,7 @@ void check_policy(const Config& config, const std::optional<Override>& override,
   if (!policy.ok()) return check_words(policy.error().text);
   for (const auto& notice : policy.value().notices()) check_words(notice);
   check_words(policy.value().summary());
-  Construction construction(policy.value(), 24);
+  Construction construction(policy.value());
   for (std::int64_t n = 1; n <= 24; ++n) {
     const LayerInfo layer{n, n % 3 == 0, n > 6 ? 6 : 0, n % 3 == 0 ? 0 : n - n / 3};
     check_layer(policy.value(), layer);
@@ -64,7 +64,8 @@ void check(const std::string& yaml) {
   const auto config = parse_config(yaml, "x.yaml");
   if (!config.ok()) {
     check_words(config.error().text);
-    return require(config.error().text.compare(0, 6, "x.yaml") == 0, "no file", config.error().text);
+    return require(config.error().text.compare(0, 6, "x.yaml") == 0, "no file",
+                   config.error().text);
   }
   Model able{24, 6};
   able.budget = true;
@@ -93,22 +94,29 @@ namespace {
 using Lines = std::vector<std::string>;
 using Random = std::minstd_rand;
 
-const std::string& one_of(const Lines& from, Random& random) { return from[random() % from.size()]; }
+const std::string& one_of(const Lines& from, Random& random) {
+  return from[random() % from.size()];
+}
 
 // A key's line, most often with a value that it may have.
 std::string line(Random& random) {
   static const auto keys = recoup::config_keys();
-  static const Lines values = {
-      "selective", "full",   "block",    "uniform",     "activation",
-      "stage",     "mlp",    "[mlp]",    "[core_attn, mlp]",
-      "true",      "false",  "1",        "12",          "30",
-      "-1",        "last",   "last-2",   "2/3",         "1-24:2",
-      "!7",        "! 7",    "\"!7\"",   "'!7,1-12'",   "[1, 2, 5]",
-      "90%",       "74GiB",  "auto",     "null",        "~",
-      "",          "[]",     "{}",       "!!str 12",    "&a 12",
-      "*a",        "\"\\0\"", "|\n  7",  ">-\n  mlp",   "[mlp, moe, moe_act]",
-      "012",       "1e3",    "99999999999999999999",    "-25",
-      "7-",        "all",    "\"\"",     "[\"!3\", 3]", "# comment"};
+  static const Lines values = {"selective", "full",        "block",
+                               "uniform",   "activation",  "stage",
+                               "mlp",       "[mlp]",       "[core_attn, mlp]",
+                               "true",      "false",       "1",
+                               "12",        "30",          "-1",
+                               "last",      "last-2",      "2/3",
+                               "1-24:2",    "!7",          "! 7",
+                               "\"!7\"",    "'!7,1-12'",   "[1, 2, 5]",
+                               "90%",       "74GiB",       "auto",
+                               "null",      "~",           "",
+                               "[]",        "{}",          "!!str 12",
+                               "&a 12",     "*a",          "\"\\0\"",
+                               "|\n  7",    ">-\n  mlp",   "[mlp, moe, moe_act]",
+                               "012",       "1e3",         "99999999999999999999",
+                               "-25",       "7-",          "all",
+                               "\"\"",      "[\"!3\", 3]", "# comment"};
   const auto& key = keys[random() % keys.size()];
   return key.name + ": " + (random() % 2 == 0 ? key.example : one_of(values, random));
 }
@@ -140,8 +148,9 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
     }
   }
   if (lines.back().empty()) lines.pop_back();
-  static const Lines odd = {"---", "...", ",", "- a", "{", "}", "[mlp],", "\t", "%YAML 1.2",
-                            "? a", "<<: *a", "!foo a: 1", "\"a\": 1", "# \xC3\xA9"};
+  static const Lines odd = {"---",    "...",       ",",        "- a",       "{",
+                            "}",      "[mlp],",    "\t",       "%YAML 1.2", "? a",
+                            "<<: *a", "!foo a: 1", "\"a\": 1", "# \xC3\xA9"};
   for (auto changes = 1 + random() % 3; changes > 0; --changes) {
     const auto at = lines.empty() ? 0 : random() % lines.size();
     switch (random() % 8) {

@@ -54,6 +54,8 @@ class PolicyPlugin : public testing::Test {
 
 TEST_F(PolicyPlugin, DecidesForEachLayerAndLogsIt) {
   const auto recoup = host(std::string(kMlp) + "recompute_mlp_num_layers: 12\n");
+  EXPECT_EQ(lines_.back(),
+            "recoup: 12 of 24 MLPs recomputed (layers 1-12, level full), core_attn everywhere");
   lines_.clear();
   for (std::int64_t n = 1; n <= 24; ++n) {
     const auto layer = recoup.layer({n});
@@ -66,6 +68,29 @@ TEST_F(PolicyPlugin, DecidesForEachLayerAndLogsIt) {
   EXPECT_EQ(lines_.size(), 24u);
   EXPECT_FALSE(recoup.layer({25, /*is_moe=*/true}).recompute_mlp());
   EXPECT_THAT(warnings_, IsEmpty());
+}
+
+TEST_F(PolicyPlugin, SaysAfterTheLastLayerWhatOnlyTheLayersShow) {
+  options_.num_layers = 2;
+  const auto recoup = host(kMlp);
+  recoup.layer({1, /*is_moe=*/true});
+  EXPECT_THAT(warnings_, IsEmpty());
+  recoup.layer({2, /*is_moe=*/true});
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("recompute_modules: \"mlp\": none of the 2 layers "
+                                               "constructed here has it: all are MoE layers")));
+  EXPECT_EQ(lines_.back(),
+            "recoup: 2 layers constructed: 0 of 0 MLPs recomputed, core_attn everywhere");
+}
+
+TEST_F(PolicyPlugin, MlpScopeNeedsLayersThatSayWhichMlpTheyHave) {
+  const auto recoup =
+      host(std::string(kMlp) + "recompute_mlp_num_layers: 1\nrecompute_layer_scope: mlp\n");
+  try {
+    recoup.layer({3});
+    ADD_FAILURE() << "decided";
+  } catch (const std::exception& e) {
+    EXPECT_THAT(e.what(), HasSubstr("layer 3 does not say which of the model's MLPs it has"));
+  }
 }
 
 TEST_F(PolicyPlugin, OnlyRankZeroLogs) {

@@ -9,10 +9,34 @@ namespace recoup {
 namespace {
 
 TEST(NaiveLayers, AgreeOnRandomExpressions) {
-  constexpr const char* kPieces[] = {"1", "2", "7", "12", "24", "30", "0", "01", "last", "all", "-",
-                                     "-", "-", "/", ":", ",", ",", "!", " ", "2/3", "1-24:2", "-1",
-                                     "last-2", "last-30", "9223372036854775807",
-                                     "9223372036854775808", "x", "\n"};
+  constexpr const char* kPieces[] = {"1",
+                                     "2",
+                                     "7",
+                                     "12",
+                                     "24",
+                                     "30",
+                                     "0",
+                                     "01",
+                                     "last",
+                                     "all",
+                                     "-",
+                                     "-",
+                                     "-",
+                                     "/",
+                                     ":",
+                                     ",",
+                                     ",",
+                                     "!",
+                                     " ",
+                                     "2/3",
+                                     "1-24:2",
+                                     "-1",
+                                     "last-2",
+                                     "last-30",
+                                     "9223372036854775807",
+                                     "9223372036854775808",
+                                     "x",
+                                     "\n"};
   std::mt19937 random(1);  // NOLINT: the same expressions in every run
   int accepted = 0;
   for (int i = 0; i < 20'000; ++i) {

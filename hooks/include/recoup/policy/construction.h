@@ -19,11 +19,11 @@ struct LogLine {
 // Any number of threads may call it at once.
 class Construction {
  public:
-  // `policy` must outlive it. `expected` is how many layers this process will construct, 0 where
-  // nobody says.
-  Construction(const Policy& policy, std::int64_t expected);
+  // `policy` must outlive it, and stay where it is.
+  explicit Construction(const Policy& policy);
 
-  // Counts one layer. With the last one expected it returns what finish() does, else nothing.
+  // Counts one layer. With the last one of the stage, or of the model where nobody knows the
+  // stage's number, it returns what finish() does, else nothing.
   std::vector<LogLine> add(const LayerInfo& layer);
 
   // What there is to say of the layers constructed so far: modules that the configuration lists and
