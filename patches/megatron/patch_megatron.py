@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Selective MLP recompute for Megatron-LM: adds recompute_mlp_num_layers to an installed megatron-core
-or to a Megatron-LM checkout.
+"""Per-layer recompute for Megatron-LM: adds recompute_mlp_num_layers, and the same for every other module
+that it can recompute, to an installed megatron-core or to a Megatron-LM checkout.
 
     patch_megatron.py apply|revert|status [--dry-run] [FOLDER]
 
@@ -140,6 +140,70 @@ if {owner}.recompute_mlp_num_layers is not None:
 '''.lstrip("\n")
 
 
+def _module_field(module):
+    return f'''
+recompute_{module}_num_layers: Optional[int] = None
+"""When using selective checkpointing with '{module}' in recompute_modules,
+only apply it to the first N layers (1-indexed). If None, it applies to all layers.
+"""
+'''.lstrip("\n")
+
+
+def _module_argument(module):
+    option = module.replace("_", "-")
+    return f'''
+group.add_argument('--recompute-{option}-num-layers', type=int, default=None,
+                   help='When using selective checkpointing with "{module}" in '
+                   '--recompute-modules, only apply it to the first N layers. '
+                   'If not set, applies to all layers.')
+'''.lstrip("\n")
+
+
+def _argument_checks(modules):
+    """The checks of the command line; with mlp alone, the specification's."""
+    return _checks("args") + (f'''
+# Validate recompute_<module>_num_layers
+for module in {modules!r}:
+    layers = getattr(args, f'recompute_{{module}}_num_layers', None)
+    if layers is not None:
+        option = '--recompute-' + module.replace('_', '-') + '-num-layers'
+        default = ['core_attn'] if args.recompute_modules is None else args.recompute_modules
+        if args.recompute_granularity != 'selective':
+            raise ValueError(f'{{option}} requires --recompute-granularity selective')
+        if module not in default:
+            raise ValueError(f'{{option}} requires "{{module}}" in --recompute-modules')
+        if layers < 1:
+            raise ValueError(f'{{option}} must be >= 1')
+
+'''.lstrip("\n") if modules else "")
+
+
+# Of the whole config: the environment's N, and the checks of every field.
+CONFIGURE = '''
+# Per-layer recompute: the environment's limit, and the checks of recompute_<module>_num_layers.
+from megatron.core.transformer.recoup_layers import configure
+
+configure(self)
+
+'''.lstrip("\n")
+
+YAML_FIELDS = '''
+# A job's YAML need not name the per-layer options.
+for name in {names!r}:
+    if not hasattr(args, name):
+        setattr(args, name, None)
+'''.lstrip("\n")
+
+
+def _layer_view(mtp):
+    return f'''
+# This layer's own view of the config: the modules that it recomputes of recompute_modules.
+from megatron.core.transformer.recoup_layers import of_layer
+
+config = of_layer(config, self{", is_mtp_layer" if mtp else ""})
+'''.lstrip("\n")
+
+
 LAYER_FLAG = '''
 # Apply MLP recompute only to the first N layers if specified; layer_number is 1-indexed.
 self.recompute_mlp = (
@@ -160,39 +224,134 @@ group.add_argument('--recompute-mlp-num-layers', type=int, default=None,
                    'checkpointing to layers 1-12 only.')
 '''.lstrip("\n")
 
-_ARGUMENT = Edit("the option --recompute-mlp-num-layers", "add_argument('--recompute-modules', ...)",
-                 _finder(_cli_argument), CLI_ARGUMENT)
-_ARGUMENT_CHECKS = Edit("the option's checks",
-                        "if args.recompute_granularity == 'selective' in validate_args",
-                        _finder(_cli_checks), _checks("args"))
+_CORE = "megatron/core/transformer/"
+_ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
+
+def _read(tree, path):
+    """A file's syntax tree; None where it is missing or cannot be read, which the edits will say."""
+    try:
+        with open(os.path.join(tree, path), encoding="utf-8", newline="") as file:
+            return _Tree(file.read().replace("\r\n", "\n"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _modules(config):
+    """The modules that this Megatron-LM allows in recompute_modules, but for mlp, whose lines are the
+    specification's, and mhc, which is recomputed by whole blocks."""
+    for block in ast.walk(config.module) if config else ():
+        body = getattr(block, "body", None)
+        for first, second in zip(body, body[1:]) if isinstance(body, list) else ():
+            if (isinstance(first, ast.Assign) and isinstance(first.value, ast.Set)
+                    and ast.unparse(first.targets[0]) == "allowed_modules"
+                    and "recompute_modules" in ast.dump(second)):
+                return tuple(sorted({e.value for e in first.value.elts} - {"mlp", "mhc"}))
+    return ()
+
+
+def _layer_init(tree):
+    """TransformerLayer.__init__'s `super().__init__(config=...)`."""
+    return [tree.before(statement)
+            for layer in tree.of(ast.ClassDef, name="TransformerLayer")
+            for init in tree.of(ast.FunctionDef, layer, name="__init__")
+            for statement in init.body if isinstance(statement, ast.Expr)
+            and ast.unparse(statement).startswith("super().__init__(config=config")]
+
+
+def _yaml_loop(tree):
+    """The loop over a dataclass's fields in core_config_from_args."""
+    return [tree.before(statement)
+            for function in tree.of(ast.FunctionDef, name="core_config_from_args")
+            for statement in function.body if isinstance(statement, ast.For)
+            and ast.unparse(statement.iter) == "dataclasses.fields(dataclass)"]
+
+
+def _source(path):
+    """A file of recoup's, in a clone or beside this file's folder in an installed package."""
+    for root in (_ROOT, os.path.join(_ROOT, "..")):
+        name = os.path.join(root, path)
+        if os.path.exists(name):
+            with open(name, "rb") as file:
+                return file.read()
+    raise FileNotFoundError(f"recoup: {path} is missing from this installation")
+
+
+def _field_edit(lines, name="the field recompute_mlp_num_layers"):
+    return Edit(name, "TransformerConfig's field recompute_modules", _finder(_config_field), lines)
+
+
+def _checks_edit(lines, name="the field's checks"):
+    return Edit(name, "if self.recompute_granularity is not None in TransformerConfig.__post_init__",
+                _finder(_config_checks), lines)
+
+
+def _argument_edit(lines, name="the option --recompute-mlp-num-layers"):
+    return Edit(name, "add_argument('--recompute-modules', ...)", _finder(_cli_argument), lines)
+
+
+def _argument_checks_edit(lines):
+    return Edit("the option's checks", "if args.recompute_granularity == 'selective' in validate_args",
+                _finder(_cli_checks), lines)
+
+
+_FLAG = Edit("the first N layers only",
+             'self.recompute_mlp = True under if "mlp" in self.config.recompute_modules',
+             _finder(_layer_flag), LAYER_FLAG, replaced="self.recompute_mlp = True\n")
 
 
 def _files(tree):
-    core = "megatron/core/transformer/"
-    arguments = "megatron/training/arguments.py"
-    edits = [_ARGUMENT, _ARGUMENT_CHECKS]
+    config, layer = _read(tree, _CORE + "transformer_config.py"), _read(tree, _CORE + "transformer_layer.py")
+    views = layer is not None and len(_layer_init(layer)) == 1
+    modules = _modules(config) if views else ()
+    names = tuple(f"recompute_{module}_num_layers" for module in ("mlp", *modules))
+    legacy_fields = [_field_edit(CONFIG_FIELD), _checks_edit(_checks("self"))]
+
+    files = [
+        FilePatch(_CORE + "transformer_config.py",
+                  [_field_edit(CONFIG_FIELD + "".join(map(_module_field, modules))),
+                   _checks_edit(CONFIGURE if views else _checks("self"))], legacy=legacy_fields),
+        FilePatch(_CORE + "transformer_layer.py", [*([_view_edit(layer)] if views else []), _FLAG]),
+        *_arguments(tree, modules),
+    ]
+    yaml = "megatron/training/yaml_arguments.py"
+    if _read(tree, yaml) and len(_yaml_loop(_read(tree, yaml))) == 1:
+        files.append(FilePatch(yaml, [Edit("options that a YAML need not name", "the loop over fields",
+                                           _finder(_yaml_loop), YAML_FIELDS.format(names=names))]))
+    if views:
+        files += [FilePatch(_CORE + "recoup_view.py", content=_view_source()),
+                  FilePatch(_CORE + "recoup_layers.py",
+                            content=_source("patches/megatron/sources/recoup_layers.py"))]
+    return files
+
+
+def _view_edit(layer):
+    mtp = any("is_mtp_layer" in [a.arg for a in init.args.args] for cls in layer.of(
+        ast.ClassDef, name="TransformerLayer") for init in layer.of(ast.FunctionDef, cls, name="__init__"))
+    return Edit("the layer's view of the config", "super().__init__(config=config) in TransformerLayer",
+                _finder(_layer_init), _layer_view(mtp))
+
+
+def _view_source():
     try:
-        with open(os.path.join(tree, arguments), encoding="utf-8", errors="replace") as file:
+        return _source("plugin/python/recoup/megatron/_view.py")
+    except FileNotFoundError:
+        return _source("megatron/_view.py")
+
+
+def _arguments(tree, modules):
+    path = "megatron/training/arguments.py"
+    edits = [_argument_edit(CLI_ARGUMENT + "".join(map(_module_argument, modules)))]
+    legacy = [_argument_edit(CLI_ARGUMENT)]
+    try:
+        with open(os.path.join(tree, path), encoding="utf-8", errors="replace") as file:
             # Since 2026 Megatron-LM makes its options from TransformerConfig's fields.
             if "ArgumentGroupFactory(TransformerConfig" in file.read():
-                edits = [_ARGUMENT_CHECKS]
+                edits, legacy = [], []
     except OSError:
         pass
-    return [
-        FilePatch(core + "transformer_config.py", [
-            Edit("the field recompute_mlp_num_layers",
-                 "TransformerConfig's field recompute_modules", _finder(_config_field), CONFIG_FIELD),
-            Edit("the field's checks",
-                 "if self.recompute_granularity is not None in TransformerConfig.__post_init__",
-                 _finder(_config_checks), _checks("self")),
-        ]),
-        FilePatch(core + "transformer_layer.py", [
-            Edit("the first N layers only",
-                 'self.recompute_mlp = True under if "mlp" in self.config.recompute_modules',
-                 _finder(_layer_flag), LAYER_FLAG, replaced="self.recompute_mlp = True\n"),
-        ]),
-        FilePatch(arguments, edits, optional=True),
-    ]
+    return [FilePatch(path, [*edits, _argument_checks_edit(_argument_checks(modules))], optional=True,
+                      legacy=[*legacy, _argument_checks_edit(_checks("args"))])]
 
 
 def _importable():

@@ -8,10 +8,11 @@ import pytest
 import megatron_versions as megatron
 
 
-@pytest.mark.parametrize("version", megatron.VERSIONS)
+# The oldest and the newest wheel; tests/patches/megatron_versions.py does all, checkouts too.
+@pytest.mark.parametrize("version", [megatron.VERSIONS[0], megatron.VERSIONS[-1]])
 def test_version(version):
     results = megatron.verify(version)
-    assert len(results) > 20
+    assert len(results) > 60
     assert [name for name, passed in results.items() if not passed] == []
 
 

@@ -2,7 +2,8 @@
 
     python tests/patches/megatron_versions.py [VERSION ...]
 
-Wheels go to $RECOUP_DEPS/megatron/VERSION (default: the user's cache), work is done on copies.
+A version is a wheel's, or a folder of $RECOUP_MEGATRON that holds a checkout (such as "main"). Checks are
+numbered by the lines of the table in patches/megatron/README.md. Wheels go to $RECOUP_DEPS/megatron/VERSION (default: the user's cache), work is done on copies.
 """
 import filecmp
 import os
@@ -17,14 +18,6 @@ HERE = os.path.join(ROOT, "tests", "patches", "megatron")
 PATCHES = os.path.join(ROOT, "patches", "megatron")
 PACKAGE = os.path.join(ROOT, "plugin", "python")
 VERSIONS = ("0.13.1", "0.14.0", "0.15.3", "0.16.1")
-YAML = """
-recompute_granularity: selective
-recompute_modules: [core_attn, mlp]
-recompute_core_attn_num_layers: 3
-recompute_mlp_num_layers: 2
-"""
-
-
 def wheel(version):
     """The folder of an installed, untouched wheel."""
     cache = os.environ.get("RECOUP_DEPS") or os.path.join(
@@ -55,13 +48,16 @@ def patcher(command, tree):
     return done.stdout
 
 
-def checks(file, tree, **environment):
-    """{check: passed} of a file of checks, run by pytest."""
-    done = run(["-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--rootdir", HERE,
-                os.path.join(HERE, file)], tree, **environment)
+def checks(files, tree, **environment):
+    """{check: passed, or why it does not apply} of files of checks, run by pytest in one process."""
+    done = run(["-m", "pytest", "-q", "-rA", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir", HERE,
+                *(os.path.join(HERE, file) for file in files)], tree, **environment)
     results = {name: outcome == "PASSED" for outcome, name in
                re.findall(r"^(PASSED|FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)}
-    if not results or not all(results.values()):
+    passed = bool(results) and all(results.values())
+    for where, why in re.findall(r"^SKIPPED \[\d+\] (\S+): (.*)", done.stdout, re.MULTILINE):
+        results[f"{where.split('/')[-1].split(':')[0]} line {where.split(':')[-1]}"] = f"n/a: {why}"
+    if not passed:
         print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
     return results or {"ran": False}
 
@@ -78,31 +74,37 @@ def same(left, right):
     return walk(comparison)
 
 
+def source(version):
+    """The folder of a version: a wheel, or the checkout $RECOUP_MEGATRON/VERSION; None: neither."""
+    given = os.path.join(os.environ.get("RECOUP_MEGATRON", os.devnull), version)
+    if os.path.isdir(os.path.join(given, "megatron", "core")):
+        return given
+    return wheel(version) if version in VERSIONS else None
+
+
 def verify(version):
-    """{check: passed} for one version."""
-    original = wheel(version)
+    """{check: passed, or why it does not apply} for one version; a process for each kind of run."""
+    original = source(version)
     with tempfile.TemporaryDirectory() as folder:
         tree, reference = os.path.join(folder, "tree"), os.path.join(folder, "reference.pt")
-        shutil.copytree(original, tree, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(os.path.join(original, "megatron"), os.path.join(tree, "megatron"),
+                        ignore=shutil.ignore_patterns("__pycache__"))
+        pristine = os.path.join(folder, "pristine")
+        shutil.copytree(tree, pristine)
         plain = run([os.path.join(HERE, "cpu_megatron.py"), reference], tree)
         assert plain.returncode == 0, plain.stderr
         results = {}
-
-        config = os.path.join(folder, "recoup.yaml")
-        with open(config, "w") as file:
-            file.write(YAML)
-        autoload = [os.path.join(PATCHES, "autoload")]
-        for engine in ("megatron", "recoup"):
-            for name, passed in checks("runtime_checks.py", tree, paths=autoload, RECOUP_CONFIG=config,
-                                       RECOUP_ENGINE=engine, MEGATRON_REFERENCE=reference).items():
+        for engine, files in (("megatron", ["runtime_checks.py"]),
+                              ("recoup", ["runtime_checks.py", "engine_checks.py"])):
+            for name, passed in checks(files, tree, RECOUP_ENGINE=engine,
+                                       MEGATRON_REFERENCE=reference).items():
                 results[f"run time, {engine}'s engine: {name}"] = passed
-
         patcher("apply", tree)
         results["applied twice is applied once"] = patcher("apply", tree) == "nothing to do\n"
-        for name, passed in checks("patched_checks.py", tree, MEGATRON_REFERENCE=reference).items():
+        for name, passed in checks(["patched_checks.py"], tree, MEGATRON_REFERENCE=reference).items():
             results[f"patched: {name}"] = passed
         patcher("revert", tree)
-        results["reverted: diff -r is empty"] = same(tree, original)
+        results["reverted: diff -r is empty"] = same(tree, pristine)
         return results
 
 
@@ -110,14 +112,20 @@ def main():
     versions = sys.argv[1:] or VERSIONS
     table = {}
     for version in versions:
+        if source(version) is None:
+            print(f"{version}: n/a: no wheel, and no checkout in $RECOUP_MEGATRON/{version}")
+            continue
         for name, passed in verify(version).items():
             table.setdefault(name, {})[version] = passed
     width = max(map(len, table))
     print(f"{'':{width}}  " + "  ".join(f"{v:>7}" for v in versions))
     for name, row in table.items():
-        print(f"{name:{width}}  " + "  ".join(
-            f"{'ok' if row.get(v) else 'FAILED':>7}" for v in versions))
-    return 0 if all(row.get(v) for row in table.values() for v in versions) else 1
+        print(f"{name:{width}}  " + "  ".join(f"{_word(row.get(v)):>7}" for v in versions))
+    return 0 if all(row.get(v, True) for row in table.values() for v in versions) else 1
+
+
+def _word(result):
+    return {True: "ok", False: "FAILED", None: "-"}.get(result, result)
 
 
 if __name__ == "__main__":

@@ -83,47 +83,81 @@ class TestModel:
         gpt = cpu.model(recompute_modules=["mlp"], recompute_mlp_num_layers=n, **self.options)
         assert cpu.same_bits(cpu.gradients(gpt), REFERENCE[0])
 
+class TestOtherModules:
+    """The specification's "Extending to Other Modules": row 14 of the table."""
 
-class TestEngine:
-    """recoup's C++ engine in place of tensor_parallel.checkpoint, on the patched Megatron."""
+    def test_row_14_core_attention(self):
+        gpt = cpu.model(recompute_modules=["core_attn", "mlp"], recompute_core_attn_num_layers=3,
+                        recompute_mlp_num_layers=1, **TestModel.options)
+        assert [one.recompute_mlp for one in gpt.decoder.layers] == [True, False, False, False]
+        assert [one.self_attention.checkpoint_core_attention for one in gpt.decoder.layers] == [
+            True, True, True, False]
+        assert cpu.same_bits(cpu.gradients(gpt), REFERENCE[0])
 
+    def test_row_14_moe(self):
+        gpt = cpu.model(recompute_modules=["moe"], recompute_moe_num_layers=2, num_moe_experts=2,
+                        **TestModel.options)
+        assert [one.mlp.moe_layer_recompute for one in gpt.decoder.layers] == [True, True, False, False]
+        assert ["moe" in one.config.recompute_modules for one in gpt.decoder.layers] == [
+            True, True, False, False]
+
+    def test_row_14_bad_values(self):
+        for options, message in [
+                (dict(recompute_moe_num_layers=1), '--recompute-moe-num-layers requires "moe" in --recompute-modules'),
+                (dict(recompute_core_attn_num_layers=0), "--recompute-core-attn-num-layers must be >= 1"),
+                (dict(recompute_core_attn_num_layers="two"),
+                 "--recompute-core-attn-num-layers must be an integer >= 1, not 'two'")]:
+            with pytest.raises(ValueError) as error:
+                cpu.config(**options, **TestModel.options)
+            assert str(error.value) == message
+
+
+class TestEnvironment:
+    """Row 20: the quick hack in a patched tree."""
+
+    @pytest.mark.parametrize("modules", [None, ["core_attn"], ["core_attn", "mlp"]])
+    def test_row_20_the_environment_limits_the_mlp(self, modules, monkeypatch):
+        monkeypatch.setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "2")
+        gpt = cpu.model(recompute_modules=modules, **TestModel.options)
+        assert [one.recompute_mlp for one in gpt.decoder.layers] == [True, True, False, False]
+        assert all(one.self_attention.checkpoint_core_attention for one in gpt.decoder.layers)
+        assert [one.recompute_mlp for one in cpu.model().decoder.layers] == [True, True, False, False]
+
+    def test_row_20_zero_takes_the_mlp_out(self, monkeypatch):
+        monkeypatch.setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "0")
+        gpt = cpu.model(recompute_modules=["core_attn", "mlp"], **TestModel.options)
+        assert not any(one.recompute_mlp for one in gpt.decoder.layers)
+        assert gpt.config.recompute_modules == ["core_attn"]
+        assert cpu.config().recompute_granularity is None
+
+    def test_row_20_bad_values_and_what_cannot_be_honoured(self, monkeypatch, caplog):
+        monkeypatch.setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "twelve")
+        with pytest.raises(ValueError, match='RECOUP_RECOMPUTE_MLP_NUM_LAYERS: must be an integer >= 0 .*"twelve"'):
+            cpu.config()
+        monkeypatch.delenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS")
+        monkeypatch.setenv("RECOUP_CONFIG", "x.yaml")
+        cpu.config()
+        assert any("RECOUP_CONFIG is not read" in r.getMessage() for r in caplog.records)
+
+
+# From here on the run-time mode is there too, late: it works, and it decides.
+class TestBothModes:
     @pytest.fixture(autouse=True)
-    def engine(self):
-        import recoup_megatron
-        from megatron.core import tensor_parallel
+    def runtime(self):
+        import recoup.megatron  # noqa: F401
 
-        recoup_megatron.use_engine()
-        yield
-        tensor_parallel.checkpoint = tensor_parallel.checkpoint.recoup_replaces
-
-    @pytest.mark.parametrize("bias", [False, True])
-    def test_gradients_equal_the_unpatched_run(self, bias):
-        gpt = cpu.model(recompute_modules=["core_attn", "mlp"] if not bias else ["mlp"],
-                        recompute_mlp_num_layers=3, recompute_granularity="selective",
-                        add_bias_linear=bias)
-        calls = [0]
-        gpt.decoder.layers[0].mlp.linear_fc2.register_forward_pre_hook(
-            lambda *_: calls.__setitem__(0, calls[0] + 1))
-        assert cpu.same_bits(cpu.gradients(gpt), REFERENCE[bias])
-        assert calls == [2]  # the rerun gets as far as fc2, and stops before its GEMM
-
-    def test_megatrons_rng_tracker_is_restored(self):
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-        import recoup_megatron
-
-        def noisy(x):
-            with get_cuda_rng_tracker().fork():
-                return torch.nn.functional.dropout(x * 2, 0.5) * 3
-
-        def run(call):
-            cpu.reset_tracker()
-            x = torch.ones(64, requires_grad=True)
-            y = call(x)
-            noisy(y.detach())  # moves the tracker on between forward and backward
-            after = get_cuda_rng_tracker().get_states()["model-parallel-rng"].clone()
-            y.sum().backward()
-            assert torch.equal(after, get_cuda_rng_tracker().get_states()["model-parallel-rng"])
-            return [y.detach(), x.grad]
-
-        assert cpu.same_bits(run(noisy), run(lambda x: recoup_megatron.checkpoint(
-            noisy, x, context=recoup_megatron._tracker_states)))
+    def test_row_16_one_decides_and_the_other_is_named(self, monkeypatch, caplog, tmp_path):
+        yaml = tmp_path / "x.yaml"
+        yaml.write_text("recompute_granularity: selective\nrecompute_modules: [mlp]\n"
+                        "recompute_mlp_num_layers: 3\n")
+        monkeypatch.setenv("RECOUP_CONFIG", str(yaml))
+        with caplog.at_level(logging.INFO):
+            gpt = cpu.model(recompute_modules=["mlp"], recompute_mlp_num_layers=1, **TestModel.options)
+        assert [one.recompute_mlp for one in gpt.decoder.layers] == [True, False, False, False]
+        assert any(f"recompute_mlp_num_layers=1 of the job decides which layers recompute mlp; {yaml} is set "
+                   "aside" in r.getMessage() for r in caplog.records)
+        assert [one.recompute_mlp for one in cpu.model().decoder.layers] == [True, True, True, False]
+        monkeypatch.setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "2")
+        for own in (1, 4):
+            gpt = cpu.model(recompute_modules=["mlp"], recompute_mlp_num_layers=own, **TestModel.options)
+            assert [one.recompute_mlp for one in gpt.decoder.layers] == [True, True, False, False]

@@ -1,0 +1,150 @@
+"""recoup's engine in place of Megatron's for the checkpoints of MLPs (RECOUP_ENGINE=recoup)."""
+import contextlib
+import functools
+import os
+import sys
+
+from . import _log
+
+_NAMES = ("megatron", "recoup")
+
+
+def wanted() -> bool:
+    engine = os.environ.get("RECOUP_ENGINE") or "megatron"
+    if engine not in _NAMES:
+        raise ValueError(f"RECOUP_ENGINE={engine}: allowed are {' and '.join(_NAMES)}")
+    return engine == "recoup"
+
+
+def installed(tensor_parallel) -> None:
+    if wanted():
+        _use(tensor_parallel)
+
+
+def use_engine() -> None:
+    """From now on, whatever the environment says."""
+    from megatron.core import tensor_parallel
+
+    _use(tensor_parallel)
+
+
+def stop_using() -> None:
+    from megatron.core import tensor_parallel
+
+    tensor_parallel.checkpoint = getattr(tensor_parallel.checkpoint, "recoup_replaces",
+                                         tensor_parallel.checkpoint)
+
+
+def _use(tensor_parallel) -> None:
+    from .._engine import engine
+
+    megatrons = tensor_parallel.checkpoint
+    if hasattr(megatrons, "recoup_replaces"):
+        return
+    engine()  # an error now, where there is none
+
+    @functools.wraps(megatrons)
+    def dispatch(function, distribute_saved_activations, *args):
+        why = _why_megatrons(function, distribute_saved_activations)
+        if why is None:
+            return _checkpoint(function, *args)
+        if why:
+            _log.once(f"recoup's engine is not used for {why}: Megatron's recomputes them",
+                      _log.logging.WARNING)
+        return megatrons(function, distribute_saved_activations, *args)
+
+    dispatch.recoup_replaces = megatrons
+    tensor_parallel.checkpoint = dispatch
+
+
+def name_what_is_bypassed(layer) -> None:
+    """For layers whose checkpoints do not come by our dispatch."""
+    if not hasattr(sys.modules["megatron.core.tensor_parallel"].checkpoint, "recoup_replaces"):
+        return
+    config = getattr(layer, "config", None)
+    if getattr(layer, "recompute_mlp", False) and (getattr(config, "fp8", None)
+                                                   or getattr(config, "fp4", None)):
+        _log.once("recoup's engine is not used for the MLPs of an fp8 or fp4 job: Megatron recomputes them by "
+                  "Transformer Engine's checkpoint", _log.logging.WARNING)
+
+
+def _why_megatrons(function, distribute):
+    """None: recoup's engine runs it. Else what is not for it, in a few words; empty: nothing to say."""
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.mlp import MLP
+
+    graphs = sys.modules.get("megatron.core.transformer.cuda_graphs")
+    if hasattr(random, "is_checkpointing") and graphs and (
+            graphs.is_graph_warmup() or graphs.is_graph_capturing()):
+        return ""  # as Megatron's does inside a CUDA graph
+    if distribute:
+        return "checkpoints with distribute_saved_activations"
+    module = function.func if isinstance(function, functools.partial) else function
+    if isinstance(module, MLP):
+        return None
+    if type(module).__name__ == "OptimizedModule":
+        return "compiled MLPs"
+    owner = getattr(module, "__qualname__", "")
+    if "MoELayer" in owner or "moe" in owner:
+        return "moe"
+    if "TransformerBlock" in owner or "checkpoint" in owner or "custom_forward" in owner:
+        return "granularity full"
+    if "ttention" in owner:
+        return ""  # recoup's engine is for MLPs
+    if _is_a_layers_mlp():
+        return None
+    return ""
+
+
+def _is_a_layers_mlp() -> bool:
+    """Whether a TransformerLayer asks, for an MLP that is a class of the job's own."""
+    frame = sys._getframe(3)
+    return frame.f_code.co_name in ("_run_mlp", "_forward_mlp")
+
+
+def _checkpoint(function, *args):
+    from .. import checkpoint
+
+    return checkpoint(_balanced(function), *args, name="mlp", context=_tracker_states)
+
+
+def _balanced(function):
+    """A function that leaves Megatron's NVTX ranges as it found them, also where the recompute ends in
+    the middle of it; Megatron's own flag for checkpoints is set while it runs."""
+    from megatron.core import utils
+    from megatron.core.tensor_parallel import random
+
+    @functools.wraps(function)
+    def balanced(*args, **kwargs):
+        ranges = getattr(utils, "_nvtx_range_messages", None)
+        depth = len(ranges) if ranges is not None else 0
+        flag = getattr(random, "_set_checkpointing", lambda: None)
+        unflag = getattr(random, "_unset_checkpointing", lambda: None)
+        nested = getattr(random, "is_checkpointing", lambda: False)()
+        flag()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if not nested:
+                unflag()
+            while ranges is not None and len(ranges) > depth:
+                utils.nvtx_range_pop(ranges[-1])
+    return balanced
+
+
+def _tracker_states():
+    """For checkpoint(context=...): reruns draw from Megatron's RNG tracker as the first run did."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    states = get_cuda_rng_tracker().get_states()
+
+    @contextlib.contextmanager
+    def restored():
+        before = get_cuda_rng_tracker().get_states()
+        get_cuda_rng_tracker().set_states(states)
+        try:
+            yield
+        finally:
+            get_cuda_rng_tracker().set_states(before)
+
+    return restored
