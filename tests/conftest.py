@@ -1,4 +1,5 @@
 """What the Python tests share."""
+import collections
 import json
 import os
 import subprocess
@@ -11,6 +12,18 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
 # A model that trains in no time, for gpt_trainer.
 SMALL = ["--hidden", "16", "--heads", "2", "--ffn", "64", "--context", "16", "--batch", "2", "--device", "cpu"]
+
+
+SECONDS = collections.Counter()  # of the tests of each folder
+
+
+def pytest_runtest_logreport(report):
+    SECONDS[os.path.dirname(report.nodeid)] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    for folder, seconds in SECONDS.most_common():
+        terminalreporter.write_line(f"{seconds / 60:6.1f} min  {folder or '.'}")
 
 
 @pytest.fixture(scope="session")

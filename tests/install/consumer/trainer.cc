@@ -1,5 +1,5 @@
-// A host without tensors: asks the policy about three layers. It has a YAML::Parser of its own, as a
-// program with another yaml-cpp would: the plugin's must not meet it.
+// A host without tensors: asks the policy about three layers. It has a YAML::Parser of its own, as
+// a program with another yaml-cpp would: the plugin's must not meet it.
 #include <cstdio>
 #include <cstdlib>
 #include <istream>

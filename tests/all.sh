@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What does not fit into tests/run.sh, by name.
+#   tests/all.sh               lists it
+#   tests/all.sh NAME [ARGS]   runs it; `all`: one after another what needs no GPU
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# name|minutes on 2 cores|command, from the repository's root|what it is
+rows=$(grep -v '^ *$' <<'ROWS'
+address|25|RECOUP_SANITIZE=address tests/run.sh|GoogleTest with ASan and UBSan
+thread|25|RECOUP_SANITIZE=thread tests/run.sh|GoogleTest with TSan
+versions|40|tests/torch_versions.sh|engine, plugin and Python extension on LibTorch 2.7 to 2.15
+gpu|10|tests/gpu.sh|the engine and the trainer on a GPU
+overhead|5|"$python" tests/checkpoint/overhead_vs_python.py|checkpoint's overhead beside torch.utils.checkpoint
+megatron|15|"$python" tests/patches/megatron_versions.py|the Megatron-LM patch on each release
+ROWS
+)
+python=${RECOUP_DEPS:-${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}/recoup}/venv/bin/python
+cd "$root"
+
+list() { awk -F'|' '{ printf "%-10s %3s min  %s\n", $1, $2, $4 }' <<<"$rows"; }
+
+run_row() {
+  local name=$1 command
+  shift
+  command=$(awk -F'|' -v name="$name" '$1 == name { print $3 }' <<<"$rows")
+  printf '== %s: %s %s\n' "$name" "$command" "$*"
+  eval "$command" '"$@"'
+}
+
+case ${1:-} in
+  "") list ;;
+  all)
+    [ $# -eq 1 ] || { echo "recoup: all takes no arguments" >&2; exit 1; }
+    for name in $(cut -d'|' -f1 <<<"$rows"); do [ "$name" = gpu ] || run_row "$name"; done ;;
+  *)
+    if ! cut -d'|' -f1 <<<"$rows" | grep -qxF -- "$1"; then
+      { echo "recoup: tests/all.sh has no \"$1\"; there are:"; list; } >&2
+      exit 1
+    fi
+    run_row "$@" ;;
+esac
