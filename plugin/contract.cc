@@ -31,7 +31,8 @@ std::string torch_mismatch(const recoup_host_v1& host) {
   if (mine.empty() || mine == theirs) return {};
   return "recoup: this plugin was built with LibTorch " + mine + ", the host " +
          (host.torch_version == nullptr ? std::string("without it") : "with " + theirs) +
-         "; rebuild one of them, or load librecoup_policy.so, which needs no LibTorch";
+         "; build it for the host's: cmake -S RECOUP -B build -DCMAKE_PREFIX_PATH=FOLDER "
+         "(its folder \"torch\"), or load librecoup_policy.so, which needs no LibTorch";
 }
 
 // What a host that was compiled with version 1.0 cannot have said.

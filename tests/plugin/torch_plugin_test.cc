@@ -37,8 +37,8 @@ TEST_F(TorchPlugin, RefusesAnotherLibTorch) {
   options_.torch_version = "1.0.0";
   EXPECT_THAT(error(), HasSubstr("was built with LibTorch " TORCH_VERSION ", the host with 1.0.0"));
   options_.torch_version.reset();
-  EXPECT_THAT(error(), HasSubstr("the host without it; rebuild one of them, or load "
-                                 "librecoup_policy.so"));
+  EXPECT_THAT(error(), HasSubstr("the host without it; build it for the host's: cmake "
+                                 "-S RECOUP -B build -DCMAKE_PREFIX_PATH=FOLDER"));
 }
 
 TEST_F(TorchPlugin, ChecksPointsOnlyTheLayersItChose) {
