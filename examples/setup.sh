@@ -7,6 +7,7 @@
 #   RECOUP_BUILD     build folder; default: build/ in the clone
 #   RECOUP_FULL      1: LibTorch with all its CUDA libraries, also where no GPU is seen
 #   RECOUP_CUDA      ON, OFF or AUTO (default): CUDA code in the build
+#   RECOUP_WERROR    ON: the compiler's warnings are errors
 #   RECOUP_SANITIZE  address or thread: build with sanitizers, in a folder of its own
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -32,7 +33,7 @@ build_targets() {
   if [ "$what" = tests ] || grep -qs '^tests' "$mark"; then tests=ON; what=tests; fi
   # Another LibTorch, its CUDA libraries or headers: the configuration looks again.
   state="$what $torch $({ cat "$deps"/{installed,lean,headers}.txt 2>/dev/null || true; } | cksum)"
-  state+=" ${RECOUP_CUDA:-AUTO} $sanitize"
+  state+=" ${RECOUP_CUDA:-AUTO} ${RECOUP_WERROR:-OFF} $sanitize"
   mkdir -p "$build"
   exec 8>"$build/set-up.lock"
   flock 8  # two at once in one folder: the second waits
@@ -42,7 +43,8 @@ build_targets() {
     grep -qsF " $torch " "$mark" || rm -f "$build/CMakeCache.txt"
     cmake -G Ninja -S "$root" -B "$build" -Wno-dev -DRECOUP_SANITIZE="$sanitize" \
       -DRECOUP_CUDA="${RECOUP_CUDA:-AUTO}" -DCMAKE_PREFIX_PATH="$torch" -DPython_EXECUTABLE="$python" \
-      -DRECOUP_TESTS=$tests -DRECOUP_PYTHON=$tests >"$build/configure.log" 2>&1 ||
+      -DRECOUP_TESTS=$tests -DRECOUP_PYTHON=$tests \
+      -DRECOUP_WERROR="${RECOUP_WERROR:-OFF}" >"$build/configure.log" 2>&1 ||
       { grep -A3 'CMake Error' "$build/configure.log" >&2; stop "cmake failed: $build/configure.log says all"; }
     sed -n 's/^-- recoup: /   /p' "$build/configure.log"
     printf '%s\n' "$state" >"$mark"

@@ -9,6 +9,7 @@ rows=$(grep -v '^ *$' <<'ROWS'
 address|25|RECOUP_SANITIZE=address tests/run.sh|GoogleTest with ASan and UBSan
 thread|25|RECOUP_SANITIZE=thread tests/run.sh|GoogleTest with TSan
 versions|40|tests/torch_versions.sh|engine, plugin and Python extension on LibTorch 2.7 to 2.15
+fuzz|60|tests/fuzz.sh 1|configuration and layer expressions under libFuzzer, for an hour
 gpu|10|tests/gpu.sh|the engine and the trainer on a GPU
 overhead|5|"$python" tests/checkpoint/overhead_vs_python.py|checkpoint's overhead beside torch.utils.checkpoint
 megatron|15|"$python" tests/patches/megatron_versions.py|the Megatron-LM patch on each release
