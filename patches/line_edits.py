@@ -8,8 +8,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def sites_at(line, place, within=None):
-    """Finds sites at a line, whatever its indentation: `before`, `after` or `instead` of it; `within`,
-    only the first one after the first match of that pattern."""
+    """Finds sites at a line, or at several, whatever their indentation: `before`, `after` or `instead` of
+    them; `within`, only the first one after the first match of that pattern."""
+    first, *more = line.split("\n")
+    pattern = re.compile(r"^([ \t]*)" + re.escape(first) + r"\n"
+                         + "".join(r"\1" + re.escape(other) + r"\n" for other in more), re.MULTILINE)
+
     def sites(text):
         start = 0
         if within:
@@ -18,9 +22,7 @@ def sites_at(line, place, within=None):
                 return []
             start = match.end()
         found = []
-        for match in re.finditer(r"^([ \t]*)" + re.escape(line) + r"\n", text, re.MULTILINE):
-            if match.start() < start:
-                continue
+        for match in pattern.finditer(text, start):
             spans = {"before": (match.start(),) * 2, "after": (match.end(),) * 2,
                      "instead": match.span()}
             found.append(Site(*spans[place], match.group(1)))
@@ -29,7 +31,8 @@ def sites_at(line, place, within=None):
 
 
 def edit(name, line, place, lines, within=None):
-    return Edit(name, f"the line `{line}`" + (f" after `{within}`" if within else ""),
+    first = line.split("\n")[0]
+    return Edit(name, f"the line `{first}`" + (f" after `{within}`" if within else ""),
                 sites_at(line, place, within), lines, replaced=line + "\n" if place == "instead" else "")
 
 

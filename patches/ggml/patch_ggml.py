@@ -35,6 +35,7 @@ target_link_libraries(ggml-base PRIVATE ${CMAKE_DL_LIBS})
         ]),
         *[added_file(f"src/recoup/{name}", f"patches/ggml/{name}") for name in FILES],
         added_file("src/recoup/recoup/host.h", "plugin/include/recoup/host.h"),
+        added_file("src/recoup/recoup/load.h", "plugin/include/recoup/load.h"),
         added_file("src/recoup/recoup/plugin.h", "plugin/include/recoup/plugin.h"),
         added_file("src/recoup/recoup/modules.h", "hooks/include/recoup/modules.h"),
     ]

@@ -23,10 +23,10 @@ namespace {
 
 using Tensor = ggml_tensor;
 
-// A plugin started for models of one depth; it lives on, as graphs come and go.
+// A plugin started for one kind of model and its decisions; it lives on, as graphs come and go.
 struct Model {
   recoup_loaded recoup{};
-  std::map<std::pair<int64_t, bool>, recoup_layer_v1> layers;  // by layer and is_moe
+  std::vector<recoup_layer_v1> layers;
 };
 
 // The options of the process and what was started from them.
@@ -36,50 +36,52 @@ struct State {
   void* namer_user = nullptr;
   recoup_log_fn log = nullptr;
   void* log_user = nullptr;
-  std::map<int64_t, Model> models;  // by number of layers
-  std::set<std::string> said;       // warnings, each once
+  std::map<std::vector<bool>, Model> models;  // by which layers have experts
+  std::set<std::string> said;                 // warnings, each once
 
   ~State() {
     for (auto& model : models) recoup_unload(&model.second.recoup);
   }
 
-  recoup_host_v1 host(int64_t num_layers) const {
+  recoup_host_v1 host(int64_t num_layers, int64_t num_mlps) const {
     recoup_host_v1 host{};
     host.name = "ggml";
     host.config_path = config_path.empty() ? nullptr : config_path.c_str();
     host.config_yaml = config_yaml.empty() ? nullptr : config_yaml.c_str();
     host.num_layers = host.stage_num_layers = num_layers;
+    host.num_mlps = num_mlps;
     host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION;
+    host.capabilities = RECOUP_CAN_STAGES | RECOUP_CAN_COUNT_MLPS;  // one stage, all layers seen
     host.log = log;
     host.log_user = log_user;
     return host;
   }
 
-  // The plugin's decision for a layer (from 0), asked once; null with a sentence in `error`.
-  const recoup_layer_v1* ask(int64_t num_layers, int64_t layer, bool is_moe, char* error,
-                             size_t error_size) {
-    auto model = models.find(num_layers);
-    if (model == models.end()) {
-      auto described = host(num_layers);
-      Model started;
-      const char* library = plugin.empty() ? nullptr : plugin.c_str();
-      if (recoup_load(&started.recoup, library, &described, error, error_size) != RECOUP_OK) {
+  // The plugin's decisions, asked once; null with a sentence in `error`.
+  const std::vector<recoup_layer_v1>* decide(const std::vector<bool>& is_moe, char* error,
+                                             size_t error_size) {
+    const auto known = models.find(is_moe);
+    if (known != models.end()) return &known->second.layers;
+    const auto dense = std::count(is_moe.begin(), is_moe.end(), false);
+    auto described = host(static_cast<int64_t>(is_moe.size()), dense);
+    Model model;
+    const char* library = plugin.empty() ? nullptr : plugin.c_str();
+    if (recoup_load(&model.recoup, library, &described, error, error_size) != RECOUP_OK) {
+      return nullptr;
+    }
+    int64_t mlps = 0;
+    for (size_t l = 0; l < is_moe.size(); ++l) {
+      recoup_layer_v1 layer{};
+      layer.layer_number = static_cast<int64_t>(l) + 1;
+      layer.is_moe = is_moe[l];
+      layer.mlp_number = is_moe[l] ? 0 : ++mlps;
+      if (recoup_ask(&model.recoup, &layer, error, error_size) != RECOUP_OK) {
+        recoup_unload(&model.recoup);
         return nullptr;
       }
-      model = models.emplace(num_layers, started).first;
+      model.layers.push_back(layer);
     }
-    auto& layers = model->second.layers;
-    auto known = layers.find({layer, is_moe});
-    if (known == layers.end()) {
-      recoup_layer_v1 asked{};
-      asked.layer_number = layer + 1;
-      asked.is_moe = is_moe;
-      if (recoup_ask(&model->second.recoup, &asked, error, error_size) != RECOUP_OK) {
-        return nullptr;
-      }
-      known = layers.emplace(std::make_pair(layer, is_moe), asked).first;
-    }
-    return &known->second;
+    return &models.emplace(is_moe, std::move(model)).first->second.layers;
   }
 
   void warn(const std::string& line) {
@@ -126,23 +128,19 @@ bool choose(ggml_cgraph* graph, int n_forward, std::unordered_set<const Tensor*>
     }
   }
   if (num_layers == 0) {
-    const auto host = state->host(0);
+    const auto host = state->host(0, 0);
     if (!recoup_is_configured(&host)) return true;
     state->warn(
         "recoup: no tensor of this graph has a name such as ffn_up-0, so nothing is recomputed; "
         "name them, or give recoup_ggml_configure() a namer");
     return true;
   }
-  // In the order of the layers, so that the log is, too.
-  std::vector<recoup_layer_v1> decisions;
-  for (int64_t layer = 0; layer < num_layers; ++layer) {
-    const auto* decision =
-        state->ask(num_layers, layer, experts.count(layer) > 0, error, error_size);
-    if (decision == nullptr) return false;
-    decisions.push_back(*decision);
-  }
+  std::vector<bool> is_moe(num_layers);
+  for (const auto layer : experts) is_moe[layer] = true;
+  const auto* decisions = state->decide(is_moe, error, error_size);
+  if (decisions == nullptr) return false;
   for (const auto& [tensor, role, layer] : named) {
-    const auto& decision = decisions[layer];
+    const auto& decision = (*decisions)[layer];
     if (!decision.recompute_mlp) continue;
     if (decision.mlp_activation_only && role == RECOUP_GGML_FC1) continue;
     if (tensor->data != nullptr) {

@@ -109,6 +109,7 @@ def _files(tree):
         FilePatch("train_gpt2.cu", CUDA, optional=True),
         added_file("recoup/recoup_llmc.h", "patches/llmc/recoup_llmc.h", flat=True),
         added_file("recoup/host.h", "plugin/include/recoup/host.h", flat=True),
+        added_file("recoup/load.h", "plugin/include/recoup/load.h", flat=True),
         added_file("recoup/plugin.h", "plugin/include/recoup/plugin.h", flat=True),
         added_file("recoup/modules.h", "hooks/include/recoup/modules.h", flat=True),
     ]

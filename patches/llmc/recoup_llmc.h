@@ -98,7 +98,9 @@ static inline void recoup_start(int layers, int rank) {
   }
   host.rank = rank;
   host.num_layers = host.stage_num_layers = layers;
+  host.num_mlps = layers;
   host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION;
+  host.capabilities = RECOUP_CAN_STAGES | RECOUP_CAN_COUNT_MLPS; /* one stage, no experts */
   if (recoup_load(&recoup, recoup_llmc.plugin, &host, error, sizeof(error)) != RECOUP_OK) {
     recoup_fail(flag, value, error);
   }
@@ -112,7 +114,7 @@ static inline void recoup_start(int layers, int rank) {
   int fch_count = 0, gelu_count = 0;
   for (int l = 0; l < layers; l++) {
     recoup_layer_v1* layer = &recoup_llmc.decisions[l];
-    layer->layer_number = l + 1;
+    layer->layer_number = layer->mlp_number = l + 1;
     if (recoup_ask(&recoup, layer, error, sizeof(error)) != RECOUP_OK)
       recoup_fail(flag, value, error);
     gelu_again[l] = layer->recompute_mlp != 0;

@@ -65,6 +65,10 @@ public:
     Region(std::function<Tensors(const Tensors &)> forward, const Tensors &inputs, const std::string &name)
         : Recompute(/*early_stop=*/true, *this, name), forward_(std::move(forward)), autocast_(tls_autocast_context) {
         for (const auto &input : inputs) {
+            if (input == nullptr) {
+                inputs_.push_back(nullptr);
+                continue;
+            }
             // Not the tensor itself, which may lead back to this region through its history.
             inputs_.push_back(input->Detach());
             inputs_.back()->set_requires_grad(input->requires_grad());

@@ -30,11 +30,11 @@
 #ifndef RECOUP_HOST_H_
 #define RECOUP_HOST_H_
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "recoup/load.h"
 #include "recoup/plugin.h"
 
 /* A loaded plugin. All zero: no plugin, and every layer recomputes nothing. */
@@ -45,7 +45,7 @@ typedef struct recoup_loaded {
   void* hook_plugin;
 } recoup_loaded;
 
-/* Whether anybody configured anything. If not, recoup_load() looks for no library. */
+/* Whether the host or its environment configures recoup. */
 static inline int recoup_is_configured(const recoup_host_v1* host) {
   const char* path = host->config_path != NULL ? host->config_path : getenv("RECOUP_CONFIG");
   const char* constant = getenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS");
@@ -61,41 +61,28 @@ static inline recoup_status recoup_keep_hook(void* loaded, recoup_layer_hook hoo
 
 /* Loads `library` (null: the path in the environment variable RECOUP_PLUGIN, else
  * librecoup_policy.so where the loader finds it) and starts it for `host`, of which struct_size,
- * register_layer_hook and host are set here. `error` takes a sentence; *loaded is all zero then. */
+ * register_layer_hook and host are set here. Where nothing is configured, not even by a constant of
+ * the library that is named, *loaded stays all zero. So it does after an error, a sentence. */
 static inline recoup_status recoup_load(recoup_loaded* loaded, const char* library,
                                         recoup_host_v1* host, char* error, size_t error_size) {
+  const recoup_plugin_v1* api;
+  recoup_status status;
   memset(loaded, 0, sizeof(*loaded));
-  if (!recoup_is_configured(host)) return RECOUP_OK;
   if (library == NULL || *library == '\0') library = getenv("RECOUP_PLUGIN");
-  if (library == NULL || *library == '\0') library = "librecoup_policy.so";
-  /* Never closed: the hook's code stays valid for the life of the process. */
-  void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-  recoup_entry entry = NULL;
-  if (handle == NULL) {
-    const char* why = dlerror();
-    snprintf(
-        error, error_size, "recoup: cannot load the plugin %s: %s; give the path of %s", library,
-        why != NULL ? why : "unknown error",
-        host->torch_version != NULL
-            ? "librecoup.so, built with this host's LibTorch"
-            : "librecoup_policy.so, which needs no LibTorch (cmake -DRECOUP_TORCH=OFF builds it)");
-    return RECOUP_INCOMPATIBLE;
+  if (library == NULL || *library == '\0') {
+    if (!recoup_is_configured(host)) return RECOUP_OK;
+    library = "librecoup_policy.so";
   }
-  void* symbol = dlsym(handle, RECOUP_ENTRY_SYMBOL);
-  memcpy(&entry, &symbol, sizeof(entry)); /* ISO C converts no object pointer to a function's */
-  const recoup_plugin_v1* api = entry != NULL ? entry(RECOUP_ABI_VERSION) : NULL;
-  if (api == NULL || api->abi_version != RECOUP_ABI_VERSION ||
-      api->struct_size < offsetof(recoup_plugin_v1, finalize) + sizeof(api->finalize)) {
-    snprintf(error, error_size,
-             "recoup: %s is no recoup plugin of ABI version %u; build the plugin and the host from "
-             "the same recoup",
-             library, RECOUP_ABI_VERSION);
-    return RECOUP_INCOMPATIBLE;
+  api = recoup_open(library, host->torch_version, error, error_size);
+  if (api == NULL) return RECOUP_INCOMPATIBLE;
+  if (!recoup_is_configured(host) && RECOUP_HAS(recoup_plugin_v1, api, configured) &&
+      !api->configured(NULL, 0)) {
+    return RECOUP_OK;
   }
   host->struct_size = sizeof(*host);
   host->register_layer_hook = recoup_keep_hook;
   host->host = loaded;
-  recoup_status status = api->init(&loaded->plugin, host, error, error_size);
+  status = api->init(&loaded->plugin, host, error, error_size);
   if (status == RECOUP_OK && loaded->hook == NULL) {
     snprintf(error, error_size, "recoup: %s registered no layer-construction hook", library);
     status = RECOUP_INCOMPATIBLE;
@@ -106,8 +93,8 @@ static inline recoup_status recoup_load(recoup_loaded* loaded, const char* libra
   return status;
 }
 
-/* Fills the decisions of `layer`; the caller has set layer_number and, where they differ from 0,
- * is_moe and stage_offset. */
+/* Fills the decisions of `layer`; the caller has zeroed it and set layer_number and, where they
+ * differ from 0, is_moe, stage_offset and mlp_number. */
 static inline recoup_status recoup_ask(const recoup_loaded* loaded, recoup_layer_v1* layer,
                                        char* error, size_t error_size) {
   layer->struct_size = sizeof(*layer);
