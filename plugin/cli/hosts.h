@@ -32,7 +32,10 @@ inline constexpr HostRow kHosts[] = {
     {"transformer_encoder", RECOUP_MLP | RECOUP_MLP_ACTIVATION,
      "torch::nn::TransformerEncoder through patches/libtorch"},
     {"megatron", kEveryModule, "Megatron-LM through patches/megatron"},
-    {"infinitrain", RECOUP_MLP, "InfiniTrain through patches/infinitrain"},
+    {"infinitrain", RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN,
+     "InfiniTrain through patches/infinitrain"},
+    {"ggml", RECOUP_MLP | RECOUP_MLP_ACTIVATION, "ggml and llama.cpp through patches/ggml"},
+    {"llmc", RECOUP_MLP | RECOUP_MLP_ACTIVATION, "llm.c through patches/llmc"},
 };
 
 // The row of that name; null where there is none.
