@@ -165,8 +165,13 @@ int main(int argc, char** argv) {
         return 2;
     }
   }
-  if (optind < argc || c.layers < 1 || c.tokens < 1 || c.channels < 1 || c.hidden < 1 ||
-      c.steps < 1 || c.backends < 1 || c.backends > 2) {
+  if (optind < argc) {
+    std::fprintf(stderr, "error: %s: no option; those there are stand at the top of main.cpp\n",
+                 argv[optind]);
+    return 2;
+  }
+  if (c.layers < 1 || c.tokens < 1 || c.channels < 1 || c.hidden < 1 || c.steps < 1 ||
+      c.backends < 1 || c.backends > 2) {
     std::fprintf(stderr, "error: sizes and steps are numbers >= 1, backends 1 or 2\n");
     return 2;
   }
