@@ -341,6 +341,7 @@ void what_is_refused() {
       {"recompute_mlp_num_layers: twelve\n", "recompute_mlp_num_layers"},
       {"recompute_mlp_num_layers: -1\n", "recompute_mlp_num_layers"},
       {"distribute_saved_activations: maybe\n", "distribute_saved_activations"},
+      {"distribute_saved_activations: true\n", "distribute_saved_activations"},
   };
   for (const auto& [line, part] : bad) {
     what = line;
@@ -352,6 +353,11 @@ void what_is_refused() {
   configure("recompute_granularity: selective\nrecompute_modules: [core_attn]\n");
   Graph g(2, plain);
   refuse(g, "core_attn");
+
+  what = "full";
+  configure("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 1\n");
+  Graph full(2, plain);
+  refuse(full, "RECOUP_CAN_FULL");
 
   what = "N > L";
   configure(std::string(kAll) + "recompute_mlp_num_layers: 9\n");
