@@ -23,7 +23,14 @@ typedef enum recoup_layer_kind {
   X(MOE, kMoe, "moe", 4, RECOUP_MOE_LAYER, "router, dispatch, experts and combine")                \
   X(SHARED_EXPERTS, kSharedExperts, "shared_experts", 5, RECOUP_MOE_LAYER, "the shared experts")   \
   X(MLA_UP_PROJ, kMlaUpProj, "mla_up_proj", 6, RECOUP_EVERY_LAYER,                                 \
-    "latent attention's up-projections and rotary embedding")
+    "latent attention's up-projections and rotary embedding")                                      \
+  X(GDN_NORM_OUT, kGdnNormOut, "gdn_norm_out", 8, RECOUP_EVERY_LAYER,                              \
+    "the gated output norm of a gated delta net")                                                  \
+  X(GDP_IN_PROJ, kGdpInProj, "gdp_in_proj", 9, RECOUP_EVERY_LAYER,                                 \
+    "the input projection of a gated delta product")                                               \
+  X(GDP_QKV, kGdpQkv, "gdp_qkv", 10, RECOUP_EVERY_LAYER,                                           \
+    "what a gated delta product makes of its input projection")                                    \
+  X(MHC, kMhc, "mhc", 11, RECOUP_EVERY_LAYER, "the residual streams of manifold hyper-connections")
 
 /* The modules as bits. */
 typedef enum recoup_module {
