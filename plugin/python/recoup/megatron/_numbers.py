@@ -23,11 +23,11 @@ class Counts:
     def num_mlps(self) -> int:
         return sum(self.dense) if self.dense else 0
 
-    def mlp_number(self, number: int) -> int:
-        """A layer's number among the dense MLPs; 0: it has none, or unknown."""
-        if not self.dense or not 0 < number <= len(self.dense) or not self.dense[number - 1]:
-            return 0
-        return sum(self.dense[:number])
+    def mlp_number(self, number: int) -> Optional[int]:
+        """A layer's number among the dense MLPs; 0: it has none; None: unknown."""
+        if not self.dense or not 0 < number <= len(self.dense):
+            return None
+        return sum(self.dense[:number]) if self.dense[number - 1] else 0
 
 
 def counts(config, keywords) -> Counts:

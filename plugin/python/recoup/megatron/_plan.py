@@ -157,7 +157,7 @@ def _selective(config):
 def of_layer(config, number: Optional[int], is_mtp: bool = False, stage_offset: int = 0,
              **counts) -> FrozenSet[str]:
     """The modules that one layer recomputes, of those that it has. number: global, 1-indexed."""
-    mlp_number = counts.pop("mlp_number", 0)
+    mlp_number = counts.pop("mlp_number", None)
     source, job = _source.from_recoup(config, **counts), _source.from_job(config, **counts)
 
     def limited_by(module):

@@ -67,7 +67,7 @@ class Source:
     def full(self) -> Optional[Full]:
         """Granularity full with its method and number, as written; None: another granularity."""
         def group(number):
-            return self._policy.decide(number).full_group
+            return self._decide(number).full_group
 
         if self.modules or not group(1):
             return None
@@ -83,18 +83,28 @@ class Source:
 
     @functools.cached_property
     def distribute(self) -> bool:
-        return self._policy.decide(1).distribute_saved_activations
+        return self._decide(1).distribute_saved_activations
 
-    def layer(self, number: int, stage_offset: int = 0, mlp_number: int = 0) -> FrozenSet[str]:
-        """What a layer recomputes of the modules that it has: it knows itself whether it is MoE."""
+    def _decide(self, number, is_moe=False, stage_offset=0, mlp_number=0):
         optional = inspect.signature(self._policy.decide).parameters
-        more = {"mlp_number": mlp_number} if "mlp_number" in optional else {}
-        return frozenset().union(*(self._policy.decide(number, moe, stage_offset, **more).modules
-                                   for moe in (False, True)))
+        more = {name: value for name, value in (("mlp_number", mlp_number), ("query", True))
+                if name in optional}
+        try:
+            return self._policy.decide(number, is_moe, stage_offset, **more)
+        except RecoupError as error:
+            raise ValueError(self.said(str(error))) from None
+
+    def layer(self, number: int, stage_offset: int = 0,
+              mlp_number: Optional[int] = None) -> FrozenSet[str]:
+        """What a layer recomputes of the modules that it has: it knows itself whether it is MoE.
+        mlp_number: among the model's dense MLPs; 0: the layer has none; None: unknown."""
+        kinds = (True,) if mlp_number == 0 else (False, True)
+        return frozenset().union(*(self._decide(number, moe, stage_offset, mlp_number or 0).modules
+                                   for moe in kinds))
 
     def beyond(self) -> FrozenSet[str]:
         """The modules that any layer after the last one recomputes too: no end is said for them."""
-        return self.layer(_FAR)
+        return self.layer(_FAR, 0, _FAR)
 
 
 @functools.lru_cache(maxsize=None)
