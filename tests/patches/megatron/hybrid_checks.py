@@ -2,6 +2,7 @@
 import inspect
 import logging
 import os
+import sys
 
 import recoup.megatron  # noqa: F401
 
@@ -22,6 +23,10 @@ except ImportError:
     from megatron.core.models.mamba.mamba_model import MambaModel as Model
     from megatron.core.ssm.mamba_block import MambaStack as Stack
     from megatron.core.ssm.mamba_block import MambaStackSubmodules as Submodules
+
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+sys.modules[Stack.__module__].TENorm = WrappedTorchNorm  # no Transformer Engine here
 
 PATTERN = "*-*-*-*-"
 MLP = dict(recompute_granularity="selective", recompute_modules=["mlp"])

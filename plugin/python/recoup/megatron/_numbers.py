@@ -119,9 +119,10 @@ def _warn_of_plain_numbers(pattern, config) -> None:
     if config is None or not _plan.decides(config) or "mlp" not in (config.recompute_modules or ()):
         return
     total = pattern.count(_MLP)
-    known = Counts(tuple(symbol == _MLP for symbol in pattern))
-    chosen = [n for n in range(1, len(pattern) + 1)
-              if "mlp" in _plan.of_layer(config, n, mlp_number=known.mlp_number(n), num_mlps=total)]
+    try:
+        chosen = [n for n in range(1, len(pattern) + 1) if "mlp" in _plan.of_layer(config, n)]
+    except ValueError:  # scope mlp, which needs more than a layer's number
+        return
     mlps = sum(pattern[n - 1] == _MLP for n in chosen)
     if mlps < len(chosen) < len(pattern):
         _log.once(f"{len(chosen)} of the {len(pattern)} layers of this hybrid model are to recompute their "
