@@ -14,18 +14,18 @@ _pattern = contextvars.ContextVar("recoup_pattern", default=None)
 
 @dataclass(frozen=True)
 class Counts:
-    """What is known of a model and a stage; 0: unknown."""
+    """What is known of a model and a stage."""
 
     dense: Optional[tuple]  # for each layer, whether its MLP is a dense one; None: unknown
-    stage_num_layers: int = 0
+    stage_num_layers: int = 0  # 0: unknown
 
     @property
-    def num_mlps(self) -> int:
-        return sum(self.dense) if self.dense else 0
+    def num_mlps(self) -> Optional[int]:
+        return None if self.dense is None else sum(self.dense)
 
     def mlp_number(self, number: int) -> Optional[int]:
         """A layer's number among the dense MLPs; 0: it has none; None: unknown."""
-        if not self.dense or not 0 < number <= len(self.dense):
+        if self.dense is None or not 0 < number <= len(self.dense):
             return None
         return sum(self.dense[:number]) if self.dense[number - 1] else 0
 
@@ -34,14 +34,15 @@ def counts(config, keywords) -> Counts:
     pattern = _pattern.get()
     if pattern is not None:
         dense = tuple(symbol == _MLP for symbol in pattern) or None
-    elif getattr(config, "is_hybrid_model", False):
-        dense = None
     else:
-        dense = _dense(config)
+        dense = dense_layers(config)
     return Counts(dense, _stage_num_layers(config, keywords))
 
 
-def _dense(config) -> tuple:
+def dense_layers(config) -> Optional[tuple]:
+    """For each layer of a GPT model, whether its MLP is a dense one; None where a pattern says it."""
+    if getattr(config, "is_hybrid_model", False):
+        return None
     frequency = getattr(config, "moe_layer_freq", 1)
     if not getattr(config, "num_moe_experts", None):
         return (True,) * config.num_layers

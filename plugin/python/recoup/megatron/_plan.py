@@ -50,8 +50,12 @@ def _flag(module) -> str:
 
 def configure(config) -> None:
     """Gives a config recoup's options, before its own __post_init__ looks at them."""
+    from ._numbers import dense_layers
+
     setattr(config, CONFIGURED, True)
-    source = _source.from_recoup(config)
+    dense = dense_layers(config)
+    counts = {} if dense is None else {"num_mlps": sum(dense)}
+    source = _source.from_recoup(config, **counts)
     if source:
         check_values(config)
         for text, is_warning in source.notices:
@@ -64,7 +68,7 @@ def configure(config) -> None:
     if modules is None and config.recompute_granularity == "selective":
         modules = ["core_attn"]  # Megatron's default
     check(config, config.recompute_granularity, modules)
-    job = _source.from_job(config)
+    job = _source.from_job(config, **counts)
     if job:
         for text, is_warning in job.notices:
             _log.once(text, _log.logging.WARNING if is_warning else _log.logging.INFO)

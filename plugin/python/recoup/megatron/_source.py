@@ -26,14 +26,16 @@ class Source:
     """One configuration, for a model of num_layers layers. ValueError where it is refused."""
 
     def __init__(self, name: str, num_layers: int, path: Optional[str] = None,
-                 yaml: Optional[str] = None, stage_num_layers: int = 0, num_mlps: int = 0):
+                 yaml: Optional[str] = None, stage_num_layers: int = 0,
+                 num_mlps: Optional[int] = None):
         self.name = name
         self.notices = []  # (text, whether a warning)
         self._arguments = dict(config=path, yaml=yaml, num_layers=num_layers,
                                stage_num_layers=stage_num_layers)
         optional = inspect.signature(Policy.__init__).parameters
         if "num_mlps" in optional:
-            self._arguments["num_mlps"] = num_mlps
+            # Unknown until a hybrid model says its pattern, but no more than layers.
+            self._arguments["num_mlps"] = num_layers if num_mlps is None else num_mlps
         if "capabilities" in optional:
             self._arguments["capabilities"] = "all"
         self._policy = self._ask(_host.limitable(), lambda line: self.notices.append((self.said(line), False)),
@@ -67,7 +69,7 @@ class Source:
     def full(self) -> Optional[Full]:
         """Granularity full with its method and number, as written; None: another granularity."""
         def group(number):
-            return self._decide(number).full_group
+            return self._decide(number, mlp_number=number).full_group
 
         if self.modules or not group(1):
             return None
@@ -83,7 +85,7 @@ class Source:
 
     @functools.cached_property
     def distribute(self) -> bool:
-        return self._decide(1).distribute_saved_activations
+        return self._decide(1, mlp_number=1).distribute_saved_activations
 
     def _decide(self, number, is_moe=False, stage_offset=0, mlp_number=0):
         optional = inspect.signature(self._policy.decide).parameters
