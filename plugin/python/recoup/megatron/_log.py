@@ -1,6 +1,7 @@
 """What recoup says in a Megatron job: visible by default, on the first rank of each pipeline stage."""
 import functools
 import logging
+import os
 import sys
 
 logger = logging.getLogger("recoup")
@@ -11,7 +12,7 @@ def _speaks() -> bool:
     parallel ranks, so that each stage's layers are in the log once."""
     dist = getattr(sys.modules.get("torch"), "distributed", None)
     if dist is None or not dist.is_available() or not dist.is_initialized():
-        return True
+        return os.environ.get("RANK", "0") == "0"  # torchrun's, until the ranks have met
     state = sys.modules.get("megatron.core.parallel_state")
     try:
         return (state.get_data_parallel_rank(with_context_parallel=True) == 0
