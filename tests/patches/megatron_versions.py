@@ -94,7 +94,7 @@ def verify(version):
         plain = run([os.path.join(HERE, "cpu_megatron.py"), reference], tree)
         assert plain.returncode == 0, plain.stderr
         results = {}
-        for engine, files in (("megatron", ["runtime_checks.py"]),
+        for engine, files in (("megatron", ["runtime_checks.py", "hybrid_checks.py"]),
                               ("recoup", ["runtime_checks.py", "engine_checks.py"])):
             for name, passed in checks(files, tree, RECOUP_ENGINE=engine,
                                        MEGATRON_REFERENCE=reference).items():
