@@ -28,6 +28,7 @@ case "$*" in
   *'"include"'*) echo /usr/include/python3 ;;
   *--version*) echo "Python ${FAKE_VERSION:-3.11}.0" ;;
   *sweep.py*) echo "the sweep ran" ;;
+  *"-m pytest"*) echo "pytest ran" ;;
   *) echo "unexpected: $*" >&2; exit 9 ;;
 esac
 """
@@ -59,6 +60,7 @@ class Machine:
         for part in ("examples", "configs"):
             shutil.copytree(ROOT / part, self.clone / part)
         (self.clone / "tests").mkdir()
+        shutil.copy(ROOT / "tests" / "run.sh", self.clone / "tests")
         for part in ("hooks", "plugin"):
             (self.clone / part).mkdir()
         self.bin.mkdir()
@@ -78,10 +80,10 @@ class Machine:
         return {"PATH": str(self.bin), "RECOUP_DEPS": str(self.deps), "RECOUP_BUILD": str(self.build),
                 "HOME": str(self.folder), **variables}
 
-    def run(self, *arguments, environment=None, **variables):
+    def run(self, *arguments, script="examples/run.sh", environment=None, **variables):
         environment = self.environment(**variables) if environment is None else environment
-        return subprocess.run([self.clone / "examples" / "run.sh", *arguments], env=environment,
-                              capture_output=True, text=True)
+        return subprocess.run([self.clone / script, *arguments], env=environment, capture_output=True,
+                              text=True)
 
     def refuses(self, *words, **variables):
         """One sentence on stderr with these words, and nothing that looks installed."""
@@ -135,6 +137,31 @@ def test_the_whole_libtorch_where_it_is_wanted(machine, how):
     assert run.returncode == 0, run.stderr
     assert machine.pip_calls()[0].endswith("requirements.txt")
     assert "4.7 GB" in run.stdout
+
+
+def test_the_tests_take_the_whole_libtorch_and_build_everything(machine):
+    machine.shim("ctest", "#!/bin/bash\necho ctest ran\n")
+    run = machine.run(script="tests/run.sh", LACKS="gtest/gtest.h")
+    assert run.returncode == 1 and "missing: gtest/gtest.h" in run.stderr  # the trainer needs none
+    machine.shim("python3", PYTHON.replace("/usr/include/python3", str(machine.folder)))
+    (machine.folder / "Python.h").touch()
+    run = machine.run(script="tests/run.sh")
+    assert run.returncode == 0, run.stderr
+    assert machine.pip_calls()[0].endswith("requirements.txt")
+    for call in machine.pip_calls()[1:]:  # where this machine has no toolkit
+        assert call.endswith("requirements-headers.txt")
+    assert "-DRECOUP_TESTS=ON" in (machine.build / "cmake-calls").read_text()
+    assert (machine.build / "ninja-calls").read_text().strip().endswith("ild")  # no target: all
+    assert "ctest ran" in run.stdout and "pytest ran" in run.stdout
+    assert run.stdout.split("== Minutes\n")[1].splitlines()[0].strip() == "0.0 min  set-up and build"
+
+
+def test_a_build_for_the_tests_stays_one(machine):
+    """The trainer's set-up afterwards changes neither LibTorch nor what is configured."""
+    test_the_tests_take_the_whole_libtorch_and_build_everything(machine)
+    calls = (machine.build / "cmake-calls").read_text()
+    assert machine.run().returncode == 0
+    assert (machine.build / "cmake-calls").read_text() == calls
 
 
 def test_a_gpu_tool_without_a_gpu_is_no_gpu(machine):
