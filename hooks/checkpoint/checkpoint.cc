@@ -20,11 +20,17 @@
 //   would leave its context holding the result, whose history holds the context: a leak.
 // Rule 4: what was modified in place between forward and backward is refused, as stock autograd
 //   does: an input, a saved parameter, a saved tensor.
-// Rule 5: a recompute must save what the forward did, in number, shape, dtype and device.
+//   So is, at the recompute, a leaf that the region's nodes accumulate into and whose value
+//   autograd does not need (a bias), and what CheckpointOptions::reads names.
+// Rule 5: a recompute must save what the forward did, in number, shape, dtype and device; in values
+//   where CheckpointOptions::check says so.
 // Rule 6: an error leaves nothing behind: no half-filled slot, no hook, no generator's state. The
 //   same graph may be tried again.
 // Rule 7: regions nest. An inner region's inputs are packed by the hooks outside it, so that an
-//   outer region drops and recomputes them.
+//   outer region drops and recomputes them. No operation is under way then, so that the outer
+//   recompute may end there: it does not enter the last inner region.
+// Rule 8: what is small beside the inputs is kept. A recompute that must go on to the end of the
+//   region for 8 bytes a row costs more than they do.
 #include "recoup/checkpoint/checkpoint.h"
 
 #include <c10/core/GradMode.h>
@@ -35,15 +41,26 @@
 namespace recoup {
 namespace {
 
-Tensors recomputed(Forward forward, const Tensors& inputs, const CheckpointOptions& options);
+Tensors recomputed(Forward forward, Forward rest, const Tensors& inputs,
+                   const CheckpointOptions& options);
 Tensors kept(const Forward& forward, const Tensors& inputs, const CheckpointOptions& options);
 
 }  // namespace
 
 Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptions& options) {
   if (!at::GradMode::is_enabled()) return forward(inputs);
-  if (options.recompute) return recomputed(std::move(forward), inputs, options);
+  if (options.recompute) return recomputed(std::move(forward), nullptr, inputs, options);
   return options.listener ? kept(forward, inputs, options) : forward(inputs);
+}
+
+Tensors checkpoint_parts(Forward recomputed_part, Forward rest, const Tensors& inputs,
+                         const CheckpointOptions& options) {
+  if (!at::GradMode::is_enabled()) return rest(recomputed_part(inputs));
+  if (options.recompute) {
+    return recomputed(std::move(recomputed_part), std::move(rest), inputs, options);
+  }
+  const Forward both = [&](const Tensors& in) { return rest(recomputed_part(in)); };
+  return options.listener ? kept(both, inputs, options) : both(inputs);
 }
 
 at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, const at::Tensor& input,
@@ -79,20 +96,22 @@ void clear_what_was_read(const std::shared_ptr<Region>& now) {
 }
 
 // The hooks of a tensor saved by a forward that will be recomputed.
-class ForwardHooks final : public torch_private::SavedVariableHooks {
+class ForwardHooks final : public torch_private::Hooks {
  public:
   explicit ForwardHooks(std::shared_ptr<Region> region) : region_(std::move(region)) {}
   ~ForwardHooks() override {
     if (slot_) region_->release(*slot_);
   }
-  void call_pack_hook(const at::Tensor& t) override { slot_ = region_->record(t); }
+  void call_pack_hook(const at::Tensor& t) override {
+    slot_ = region_->record(t);
+    region_->framework().recorded(*slot_, t);
+  }
   at::Tensor call_unpack_hook() override {
     region_->framework().announcer().unpacks();
     clear_what_was_read(region_);
-    auto t = region_->take(*slot_);
-    region_->framework().wait_for_recompute(t);
-    return t;
+    return region_->take(*slot_);
   }
+  const std::string& region_name() const override { return region_->framework().name(); }
 
  private:
   std::shared_ptr<Region> region_;
@@ -104,20 +123,46 @@ struct ForwardEnds {  // also where it throws
   ~ForwardEnds() { announcer.tell(&EventListener::forward_ends); }
 };
 
-Tensors recomputed(Forward forward, const Tensors& inputs, const CheckpointOptions& options) {
-  const auto region = std::make_shared<Region>(std::move(forward), inputs, options);
+// What autograd cannot recompute at all: a sentence in place of what would come of it.
+void check_supported(const Tensors& inputs, const std::string& name) {
+  TORCH_CHECK(torch_private::SavedTensorDefaultHooks::is_enabled(), "recoup: ", name,
+              ": cannot checkpoint here, saved tensor hooks are disabled: ",
+              torch_private::SavedTensorDefaultHooks::get_disabled_error_message().value_or(""));
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].defined()) continue;
+    const auto* impl = inputs[i].unsafeGetTensorImpl();
+    TORCH_CHECK(
+        !inputs[i].is_inference(), "recoup: ", name, ": input ", i,
+        " is an inference tensor, made under torch.inference_mode(), which autograd does not "
+        "track; clone() it outside of inference mode, or make it under no_grad()");
+    TORCH_CHECK(
+        !impl->key_set().has(c10::DispatchKey::FuncTorchBatched), "recoup: ", name, ": input ", i,
+        " is batched by vmap, which has no saved tensors to recompute; apply vmap within the "
+        "checkpoint, or run this part without one");
+    TORCH_CHECK(!inputs[i]._fw_grad(/*level=*/0).defined(), "recoup: ", name, ": input ", i,
+                " has a forward-mode tangent, which a recompute would lose; run forward-mode AD "
+                "without a checkpoint");
+  }
+}
+
+Tensors recomputed(Forward forward, Forward rest, const Tensors& inputs,
+                   const CheckpointOptions& options) {
+  check_supported(inputs, options.name);
+  const auto region =
+      std::make_shared<Region>(std::move(forward), std::move(rest), inputs, options);
   auto& framework = region->framework();
   const RngWatch rng(inputs, options.preserve_rng);
   framework.announcer().forward_begins(inputs);
+  const ForwardEnds ends{framework.announcer()};
+  const auto first_node = torch_private::next_node_number();
   Tensors outputs;
   {
-    const ForwardEnds ends{framework.announcer()};
     HooksOf<ForwardHooks, std::shared_ptr<Region>> scope(region);
-    outputs = framework.forward()(inputs);
+    outputs = framework.run(inputs);
     scope.warn_if_bypassed(options.name);
   }
   region->forward_done();
-  framework.state().set_rng(rng.drawn());
+  framework.forward_done(inputs, outputs, first_node, rng.drawn());
   return outputs;
 }
 
@@ -129,7 +174,7 @@ struct KeptRegion {
   Announcer announcer;
 };
 
-class KeptHooks final : public torch_private::SavedVariableHooks {
+class KeptHooks final : public torch_private::Hooks {
  public:
   explicit KeptHooks(std::shared_ptr<KeptRegion> region) : region_(std::move(region)) {}
   void call_pack_hook(const at::Tensor& t) override {
@@ -145,6 +190,7 @@ class KeptHooks final : public torch_private::SavedVariableHooks {
     }
     return data_;
   }
+  const std::string& region_name() const override { return region_->name; }
 
  private:
   std::shared_ptr<KeptRegion> region_;

@@ -17,24 +17,26 @@ at::CUDAGeneratorImpl* impl(const at::Generator& g) {
   return static_cast<at::CUDAGeneratorImpl*>(g.unsafeGetGeneratorImpl());
 }
 
+// A seed or an offset as captured kernels find it: in device memory.
+at::Tensor cell(c10::DeviceIndex device, std::int64_t* p) {
+  return at::from_blob(p, {1}, at::TensorOptions().dtype(at::kLong).device(at::kCUDA, device));
+}
+
 // A state that draws into the graph under capture from `offset` on.
-at::Generator state_at(c10::DeviceIndex device, std::int64_t* seed, std::int64_t* offset_cell,
+at::Generator state_at(c10::DeviceIndex device, at::Tensor seed, at::Tensor offset_cell,
                        std::uint64_t offset) {
-  const auto cell = [device](std::int64_t* p) {
-    return at::from_blob(p, {1}, at::TensorOptions().dtype(at::kLong).device(at::kCUDA, device));
-  };
 #if RECOUP_TORCH_CAPTURE_STATES
   auto capture = c10::make_intrusive<at::CUDAGeneratorCaptureState>();
   capture->offset_intragraph_ = offset;
-  capture->rng_state_seed_extragraph_ = cell(seed);
-  capture->rng_state_offset_extragraph_ = cell(offset_cell);
+  capture->rng_state_seed_extragraph_ = std::move(seed);
+  capture->rng_state_offset_extragraph_ = std::move(offset_cell);
   auto state = c10::make_intrusive<at::CUDAGeneratorState>();
   state->capture_states_.emplace(at::cuda::currentStreamCaptureId().value(), std::move(capture));
 #else
   auto state = c10::make_intrusive<at::CUDAGeneratorState>(0, 0, offset);
   state->capturing_ = true;
-  state->seed_extragraph_ = cell(seed);
-  state->offset_extragraph_ = cell(offset_cell);
+  state->seed_extragraph_ = std::move(seed);
+  state->offset_extragraph_ = std::move(offset_cell);
 #endif
   return at::make_generator<at::CUDAGeneratorImpl>(device, std::move(state));
 }
@@ -51,8 +53,11 @@ bool capturing(const at::Generator& generator) {
 
 at::Generator save(const at::Generator& generator) {
   const auto now = peek(generator);
-  return state_at(generator.device().index(), now.seed_.ptr, now.offset_.ptr,
-                  now.offset_intragraph_);
+  const auto device = generator.device().index();
+  // Clones, by kernels within the graph: before each replay the generator's own cells are filled
+  // anew, and where the backward is a graph of its own they then hold what comes after the forward.
+  return state_at(device, cell(device, now.seed_.ptr).clone(),
+                  cell(device, now.offset_.ptr).clone(), now.offset_intragraph_);
 }
 
 bool drawn_since(const at::Generator& generator, const at::Generator& saved) {
@@ -62,7 +67,8 @@ bool drawn_since(const at::Generator& generator, const at::Generator& saved) {
 void restore(const at::Generator& generator, const at::Generator& saved) {
   // A copy, so that drawing does not move `saved`: a retained graph is recomputed again.
   const auto then = peek(saved);
-  const auto copy = state_at(generator.device().index(), then.seed_.ptr, then.offset_.ptr,
+  const auto device = generator.device().index();
+  const auto copy = state_at(device, cell(device, then.seed_.ptr), cell(device, then.offset_.ptr),
                              then.offset_intragraph_);
   impl(generator)->graphsafe_set_state(copy.getIntrusivePtr());
 }

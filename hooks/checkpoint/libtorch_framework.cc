@@ -1,13 +1,17 @@
 #include "libtorch_framework.h"
 
+#include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
-#include <sstream>
+#include <algorithm>
 
+#include "rest_part.h"
 #include "saved_tensors.h"
 
 namespace recoup {
 namespace {
+
+thread_local int recomputes_under_way = 0;
 
 std::string producer(const at::Tensor& t) {
   if (const auto& fn = t.grad_fn()) return ", produced by " + fn->name();
@@ -20,120 +24,42 @@ c10::weak_intrusive_ptr<c10::StorageImpl> no_storage() {
 
 // The hooks of a tensor saved by the recompute. The recompute's graph is dropped at its end; until
 // then a forward that itself runs a backward may read from it.
-class RecomputeHooks final : public torch_private::SavedVariableHooks {
+class RecomputeHooks final : public torch_private::Hooks {
  public:
   explicit RecomputeHooks(Region& region) : region_(region) {}
   void call_pack_hook(const at::Tensor& t) override {
     held_ = t.tensor_data();
-    region_.refill(t);
+    region_.refill(t, SavedInput::packing());
   }
   at::Tensor call_unpack_hook() override { return held_; }
+  const std::string& region_name() const override { return region_.framework().name(); }
 
  private:
   Region& region_;
   at::Tensor held_;
 };
 
+constexpr const char* kSameThing = "; the forward must compute the same thing when it is run again";
+
 }  // namespace
 
-Shape::Shape(const at::Tensor& t) : dtype_(t.scalar_type()), device_(t.device()) {
-  if (t.is_nested() && t.layout() == at::kStrided) {
-    sizes_.assign(t.dim(), -1);  // each of its tensors has its own
-    return;
-  }
-  if (!t.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
-    const auto sizes = t.sizes();
-    sizes_.assign(sizes.begin(), sizes.end());
-    return;
-  }
-  for (const auto& size : t.sym_sizes()) {  // of a jagged tensor, say
-    sizes_.push_back(size.maybe_as_int().value_or(-1));
-  }
-}
+bool recomputing() { return recomputes_under_way > 0; }
 
-bool Shape::operator==(const Shape& other) const {
-  if (dtype_ != other.dtype_ || device_ != other.device_ || sizes_.size() != other.sizes_.size()) {
-    return false;
-  }
-  for (std::size_t i = 0; i < sizes_.size(); ++i) {
-    if (sizes_[i] != other.sizes_[i] && sizes_[i] >= 0 && other.sizes_[i] >= 0) return false;
-  }
-  return true;
-}
-
-std::string Shape::text() const {
-  std::ostringstream text;
-  text << dtype_ << "[";
-  for (std::size_t i = 0; i < sizes_.size(); ++i) {
-    text << (i > 0 ? ", " : "");
-    sizes_[i] < 0 ? text << "*" : text << sizes_[i];
-  }
-  text << "] on " << device_;
-  return text.str();
-}
-
-std::string Version::changed() const {
-  if (counter_.current_version() == saved_) return {};
-  return "was modified by an in-place operation after it was saved: it is at version " +
-         std::to_string(counter_.current_version()) + ", expected version " +
-         std::to_string(saved_) + "; modify a clone instead, or modify it after backward";
-}
-
-Announcer::Announcer(const CheckpointOptions& options) : listener_(options.listener) {
-  if (!listener_) return;
-  static std::atomic<std::uint64_t> runs{0};
-  info_ = std::make_unique<const RegionInfo>(RegionInfo{options.name, options.layer_number,
-                                                        options.module, options.microbatch, ++runs,
-                                                        options.recompute});
-}
-
-void Announcer::unpacks() {
-  if (!listener_) return;
-  const int backward = torch_private::get_current_graph_task_id();
-  if (backward_.exchange(backward) != backward || backward == -1) {
-    listener_->backward_begins(*info_);
-  }
-}
-
-SavedInput::SavedInput(const at::Tensor& t) {
-  if (!t.defined()) return;
-  version_.emplace(t);
-  // Within another region (or Python hooks) the input is that region's to drop and recompute.
-  hooks_ = torch_private::SavedTensorDefaultHooks::is_enabled() ? current_hooks() : nullptr;
-  if (hooks_) {
-    const at::NoGradGuard no_grad;
-    hooks_->call_pack_hook(t);
-  } else {
-    // Not the tensor itself: where forward returns it, modified in place, that would be a cycle.
-    data_ = t.tensor_data();
-  }
-}
-
-void SavedInput::check(const std::string& region, std::size_t index) const {
-  if (!version_) return;
-  if (const auto why = version_->changed(); !why.empty()) {
-    const auto what = data_.defined() ? " (" + Shape(data_).text() + ")" : std::string();
-    throw RecomputeError("recoup: " + region + ": input " + std::to_string(index) + what + " " +
-                         why);
-  }
-}
-
-at::Tensor SavedInput::data() {
-  if (!version_) return {};
-  return (hooks_ ? hooks_->call_unpack_hook() : data_).tensor_data();
-}
-
-LibTorchFramework::LibTorchFramework(Region& region, Forward forward, const Tensors& inputs,
-                                     const CheckpointOptions& options)
+LibTorchFramework::LibTorchFramework(Region& region, Forward forward, Forward rest,
+                                     const Tensors& inputs, const CheckpointOptions& options)
     : region_(region),
       forward_(std::move(forward)),
+      rest_(rest ? std::make_unique<RestPart>(region, std::move(rest)) : nullptr),
       options_(options),
       announcer_(options),
       state_(inputs) {
-  TORCH_CHECK(!options.pack_inputs == !options.unpack_inputs,
-              "recoup: pack_inputs and unpack_inputs go together");
+  TORCH_CHECK(!options.pack_inputs == !options.unpack_inputs, "recoup: ", options.name,
+              ": pack_inputs and unpack_inputs go together");
   for (const auto& input : inputs) {
     requires_grad_.push_back(input.defined() && input.requires_grad());
+    if (input.defined() && input.layout() == at::kStrided && !input.is_nested()) {
+      input_bytes_ += static_cast<std::int64_t>(input.nbytes());
+    }
   }
   const auto save = [this](const Tensors& tensors) {
     inputs_.reserve(tensors.size());
@@ -147,33 +73,106 @@ LibTorchFramework::LibTorchFramework(Region& region, Forward forward, const Tens
   }
 }
 
-LibTorchFramework::Record LibTorchFramework::describe(const at::Tensor& t) const {
+LibTorchFramework::~LibTorchFramework() { announcer_.tell(&EventListener::released); }
+
+Tensors LibTorchFramework::run(const Tensors& inputs) {
+  auto outputs = forward_(inputs);
+  return rest_ ? rest_->run(outputs) : outputs;
+}
+
+void LibTorchFramework::recorded(std::size_t slot, const at::Tensor& t) {
+  if (rest_ && rest_->running()) rest_->recorded(slot, t);
+}
+
+void LibTorchFramework::forward_done(const Tensors& inputs, const Tensors& outputs,
+                                     std::uint64_t first_node, std::vector<RngState> drawn) {
+  if (checks_values()) take_pending_values();
+  if (rest_) rest_->decide(outputs, options_.name);
+  unsaved_.note(outputs, first_node, inputs, options_.reads);
+  state_.set_rng(std::move(drawn));
+}
+
+LibTorchFramework::Record LibTorchFramework::describe(const at::Tensor& t) {
   announcer_.saved(t);
-  const bool historyless = !t.grad_fn() && t.has_storage();
-  return {Shape(t), Version(t), historyless ? t.storage().getWeakStorageImpl() : no_storage()};
+  const bool historyless = !t.requires_grad() && t.has_storage();
+  Record record{Shape(t), Version(t), historyless ? t.storage().getWeakStorageImpl() : no_storage(),
+                nullptr};
+  if (checks_values()) {
+    if (operation() != pending_operation_) take_pending_values();
+    pending_operation_ = operation();
+    record.values = std::make_shared<Fingerprint>();
+    pending_values_.emplace_back(record.values, t.tensor_data());
+  }
+  return record;
+}
+
+// Rule 3 of checkpoint.cc: only once another operation saves is a saved buffer known to be filled.
+void LibTorchFramework::take_pending_values() {
+  for (auto& [values, t] : std::exchange(pending_values_, {})) {
+    values->take(t, options_.check == Check::kCopy);
+  }
+}
+
+bool LibTorchFramework::is_small(const at::Tensor& t) const {
+  if (options_.keep_small <= 0 || !t.has_storage() ||
+      t.unsafeGetTensorImpl()->is_python_dispatch()) {
+    return false;
+  }
+  // Of the whole storage, which a view would keep. A parameter is there anyway, until its owner
+  // frees it (as ZeRO does): it is not ours to keep.
+  const auto bytes = static_cast<double>(t.storage().nbytes());
+  const double limit = options_.keep_small * static_cast<double>(input_bytes_);
+  return bytes <= limit && static_cast<double>(kept_bytes_) + bytes <= 4 * limit &&
+         !leaf_of(t).defined();
+}
+
+std::optional<LibTorchFramework::Held> LibTorchFramework::keep(const Record&, const at::Tensor& t) {
+  if (rest_ && rest_->running() && t.layout() == at::kStrided && !t.is_nested()) {
+    const auto leaf = leaf_of(t);
+    if (leaf.defined() && leaf.scalar_type() == t.scalar_type() &&
+        !leaf.unsafeGetTensorImpl()->is_python_dispatch()) {
+      return Held{leaf, Version(leaf), std::make_shared<const Geometry>(t)};
+    }
+  }
+  if (!is_small(t) && !(options_.keep_saved && options_.keep_saved(t))) return std::nullopt;
+  if (t.has_storage()) kept_bytes_ += static_cast<std::int64_t>(t.storage().nbytes());
+  announcer_.keeps(kept_bytes_);
+  return hold(t);
 }
 
 std::string LibTorchFramework::changed(const Record& record) const {
-  auto why = record.version.changed();
-  if (why.empty()) return why;
-  return "(" + record.shape.text() + ") " + why;
+  if (record.version.is_current()) return {};
+  return "(" + record.shape.text() + ") " + record.version.changed();
+}
+
+void LibTorchFramework::check_inputs() const {
+  for (std::size_t i = 0; i < inputs_.size(); ++i) inputs_[i].check(options_.name, i);
+  unsaved_.check(options_.name);
 }
 
 std::string LibTorchFramework::mismatch(const Record& record, const at::Tensor& t) const {
   const Shape shape(t);
   if (shape == record.shape) return {};
   return "the forward saved " + record.shape.text() + ", the recompute " + shape.text() +
-         producer(t) + "; the forward must compute the same thing when it is run again";
+         producer(t) + kSameThing;
 }
 
-namespace {
-// Whether `t` has the storage of the tensor that the forward saved: something from before the
-// region.
-bool same_storage(const LibTorchFramework::Record& record, const at::Tensor& t) {
-  return t.has_storage() &&
-         record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
+std::string LibTorchFramework::kept_mismatch(const Held& held, const at::Tensor& t) const {
+  if (!held.data.defined() || held.of_leaf || !t.is_cpu() ||
+      !at::isIntegralType(t.scalar_type(), /*includeBool=*/true)) {
+    return {};
+  }
+  const at::NoGradGuard no_grad;
+  if (at::equal(held.data, t)) return {};
+  return "the recompute has other values than the forward's " + Shape(t).text() + kSameThing;
 }
-}  // namespace
+
+std::string LibTorchFramework::values_mismatch(const Record& record, const Held& held) const {
+  if (!record.values || !held.data.defined()) return {};
+  const auto how = record.values->differs(held.data);
+  if (how.empty()) return {};
+  return "(" + record.shape.text() + ") " + how + kSameThing;
+}
 
 // Rule 3 of checkpoint.cc.
 bool LibTorchFramework::may_stop_after(const Record& record, const at::Tensor& t) const {
@@ -181,30 +180,26 @@ bool LibTorchFramework::may_stop_after(const Record& record, const at::Tensor& t
     const auto& node = t.grad_fn();
     return !node || node->sequence_nr() + 1 != operation();
   }
-  return same_storage(record, t);
-}
-
-LibTorchFramework::Held LibTorchFramework::hold(Record& record, const at::Tensor& t) const {
-  const Version version(t);
-  if (same_storage(record, t)) record.version = version;
-  return {t.tensor_data(), version};
+  return t.has_storage() &&
+         record.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl();
 }
 
 bool LibTorchFramework::read(const Held& held, at::Tensor* t, std::string* error) const {
   if (!held.data.defined()) return false;
   // The region itself modified what it had saved: stock autograd refuses that too.
-  *error = held.version->changed();
+  if (!held.version->is_current()) *error = held.version->changed();
   *t = held.data;
+  if (held.of_leaf) {
+    const auto& at = *held.of_leaf;
+    *t = held.data.tensor_data().as_strided(at.sizes, at.strides, at.offset);
+  }
+  wait_for_recompute(*t);
   return true;
 }
 
 void LibTorchFramework::stop(const void* region) const {
   options_.runtime->stop(region);
   throw StopRecompute{region};  // not reached: a Runtime's stop() does not return
-}
-
-void LibTorchFramework::check_inputs() const {
-  for (std::size_t i = 0; i < inputs_.size(); ++i) inputs_[i].check(options_.name, i);
 }
 
 Tensors LibTorchFramework::inputs_again() {
@@ -243,9 +238,12 @@ void LibTorchFramework::streams_wait_for_current(const Tensors& leaves) {
 void LibTorchFramework::recompute() {
   announcer_.tell(&EventListener::recompute_begins);
   recompute_done_.clear();
+  ++recomputes_under_way;
   struct Ends {  // also where the recompute ends early
     LibTorchFramework& framework;
     ~Ends() {
+      --recomputes_under_way;
+      framework.unsaved_.refresh();
       for (const auto& stream : framework.state_.streams()) {
         auto event = std::make_shared<c10::Event>(stream.device_type());
         event->record(stream);
@@ -265,7 +263,13 @@ void LibTorchFramework::recompute() {
   streams_wait_for_current(leaves);
   const ScopedRecomputeState state(state_);
   HooksOf<RecomputeHooks, Region&> scope(region_);
-  forward_(leaves);
+  const auto outputs = forward_(leaves);
+  if (!rest_) return;
+  if (rest_->first_part_is_enough()) {
+    rest_->refill(outputs);
+  } else {
+    rest_->forward()(outputs);
+  }
 }
 
 void LibTorchFramework::wait_for_recompute(const at::Tensor& t) const {

@@ -1,6 +1,7 @@
 #include "recompute_state.h"
 
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 
 #include <algorithm>
 
@@ -10,13 +11,27 @@ namespace recoup {
 
 namespace {
 
-// The inputs' devices other than the CPU, each once.
-c10::SmallVector<at::Device, 2> devices_of(const std::vector<at::Tensor>& inputs) {
-  c10::SmallVector<at::Device, 2> devices;
+using Devices = c10::SmallVector<at::Device, 2>;
+
+// The devices other than the CPU that a forward may use, each once: those of its inputs and those
+// of the process's accelerator that are initialized. What a forward will use is not known before it
+// has run, and ids on the CPU may go in where a model on a GPU comes out.
+Devices devices_of(const std::vector<at::Tensor>& inputs) {
+  Devices devices;
+  const auto add = [&](at::Device device) {
+    if (device.is_cpu() || device.is_meta()) return;
+    if (std::find(devices.begin(), devices.end(), device) == devices.end()) {
+      devices.push_back(device);
+    }
+  };
   for (const auto& input : inputs) {
-    if (!input.defined() || input.device().is_cpu() || input.device().is_meta()) continue;
-    if (std::find(devices.begin(), devices.end(), input.device()) == devices.end()) {
-      devices.push_back(input.device());
+    if (input.defined()) add(input.device());
+  }
+  if (const auto type = at::getAccelerator(/*checked=*/false)) {
+    const auto& accelerator = at::globalContext().getAcceleratorHooksInterface(*type);
+    const auto count = accelerator.deviceCount();
+    for (c10::DeviceIndex i = 0; i < count; ++i) {
+      if (accelerator.hasPrimaryContext(i)) add({*type, i});
     }
   }
   return devices;

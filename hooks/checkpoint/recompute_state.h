@@ -34,7 +34,8 @@ class ScopedAutocastCache {
   bool before_ = false;
 };
 
-// The generators that a forward may draw from: the CPU's and those of the inputs' devices.
+// The generators that a forward may draw from: the CPU's, and those of the inputs' devices and of
+// every other device that is in use in this process.
 class RngWatch {
  public:
   // Before the forward. Large (2.5 KB for the CPU's generator) and meant for the stack: few

@@ -9,9 +9,11 @@
 #include <ATen/SequenceNumber.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/VariableHooksInterface.h>
+#include <c10/core/SafePyObject.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 #include <torch/csrc/autograd/variable.h>
@@ -41,15 +43,29 @@ namespace recoup::torch_private {
 using at::SavedTensorDefaultHooks;                 // is_enabled(), get_tls_state(), ...
 using at::impl::SavedTensorDefaultHooksTLS;        // stack, is_tracing
 using c10::impl::VirtualGuardImpl;                 // streams of any device
+using torch::autograd::AccumulateGrad;             // which leaf a node accumulates into
 using torch::autograd::Engine;                     // the virtual functions
 using torch::autograd::get_current_graph_task_id;  // which backward runs in this thread
 using torch::autograd::get_current_node;           // which of its nodes
+using torch::autograd::Node;                       // sequence_nr(), next_edges(), name()
 using torch::autograd::SavedVariableHooks;         // pack and unpack
 using torch::autograd::set_default_engine_stub;    // puts an engine in place of LibTorch's
 using torch::autograd::impl::version_counter;      // of a tensor and all its views
 
 // Autograd numbers the nodes of a thread as it makes them, before they save anything.
 inline std::uint64_t next_node_number() { return at::sequence_number::peek(); }
+
+// Hooks of C++ code. Compiled autograd asks for hooks in Python (by a virtual function that not
+// every version has, hence no `override`) and would say no more than that it has none.
+struct Hooks : SavedVariableHooks {
+  virtual const std::string& region_name() const = 0;
+  virtual std::optional<std::pair<c10::SafePyObject, c10::SafePyObject>> retrieve_unpack_hook_data()
+      const {
+    TORCH_CHECK(false, "recoup: ", region_name(),
+                ": compiled autograd cannot trace a backward that recomputes in C++; run this "
+                "backward without torch._dynamo.compiled_autograd");
+  }
+};
 
 // 2.13: std::shared_ptr<Node> became c10::intrusive_ptr<Node>.
 using NodePtr = decltype(torch::autograd::NodeTask::fn_);

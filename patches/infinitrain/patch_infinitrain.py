@@ -187,6 +187,7 @@ def _files(tree):
         _source("infini_train/include/autograd/recompute.h", sources + "recompute.h"),
         _source("infini_train/src/autograd/recompute.cc", sources + "recompute.cc"),
         _source("recoup/checkpoint/recompute.h", "hooks/include/recoup/checkpoint/recompute.h"),
+        _source("recoup/checkpoint/framework.h", "hooks/include/recoup/checkpoint/framework.h"),
         # Where versions before the marks put that file.
         FilePatch("recoup/replay.h", digests=_UNMARKED["replay.h"], optional=True),
         FilePatch("recoup/checkpoint/replay.h", digests=_UNMARKED["replay.h"], optional=True),

@@ -112,6 +112,32 @@ TEST(Backward, Nested) {
   EXPECT_EQ(meter.bytes(), y.numel() * 4);  // the inner regions' inputs are dropped as well
 }
 
+// The outer recompute ends where the last inner region would begin: k forwards, k - 1 in the outer
+// recompute, k in the inner ones.
+TEST(Backward, NestedRegionsRunNoForwardTooMany) {
+  for (const int k : {1, 4, 16}) {
+    int calls = 0;
+    const auto w = torch::eye(8).set_requires_grad(true);
+    const auto inner = [&](const Tensors& in) -> Tensors {
+      ++calls;
+      return {at::gelu(in[0].mm(w))};
+    };
+    const auto outer = [&](const Tensors& in) -> Tensors {
+      auto h = in[0];
+      for (int i = 0; i < k; ++i) h = checkpoint(inner, {h.sin()})[0];
+      return {h};
+    };
+    const auto x = (input({4, 8}) * 0.01).detach().set_requires_grad(true);
+    const auto y = checkpoint(outer, {x})[0];
+    EXPECT_EQ(calls, k);
+    const auto g = torch::autograd::grad({y.sum()}, {x})[0];
+    EXPECT_EQ(calls - k, 2 * k - 1);
+    auto h = x;
+    for (int i = 0; i < k; ++i) h = at::gelu(h.sin().mm(w));
+    EXPECT_TRUE(same_bits(g, torch::autograd::grad({h.sum()}, {x})[0]));
+  }
+}
+
 TEST(Backward, NestedThreeDeepWithTheInnerLast) {
   const auto mlp = seeded_mlp(0.5);
   const auto inner = [=](const Tensors& in) { return checkpoint(of(mlp), in); };

@@ -43,6 +43,77 @@ TEST(Errors, AParameterModifiedAfterForwardIsAnError) {
   EXPECT_NE(error.find("modified by an in-place operation"), std::string::npos) << error;
 }
 
+// A bias is saved by nobody, and gives other gradients all the same where it is changed.
+TEST(Errors, AParameterThatNobodySavedIsCheckedToo) {
+  const auto mlp = seeded_mlp();
+  CheckpointOptions options;
+  options.name = "layer 3 mlp";
+  const auto x = input();
+  const auto change = [](at::Tensor t) {
+    const at::NoGradGuard no_grad;
+    t.add_(1);
+  };
+  auto y = checkpoint(of(mlp), {x}, options)[0];
+  change(mlp->fc1->bias);
+  const auto error = error_of([&] { y.sum().backward(); });
+  EXPECT_EQ(
+      error.find("recoup: layer 3 mlp: a tensor that the forward reads (Float[32] on cpu) was "
+                 "modified by an in-place operation"),
+      0u)
+      << error;
+  // Deep in a region, and in a region within.
+  const auto nested = [&](const Tensors& in) -> Tensors {
+    return {checkpoint(of(mlp), {in[0].sin()})[0].exp()};
+  };
+  y = checkpoint(nested, {x}, options)[0];
+  change(mlp->fc1->bias);
+  EXPECT_NE(error_of([&] { y.sum().backward(); }), "");
+  // Another storage is lawful: what gathers and drops weights does that.
+  y = checkpoint(of(mlp), {x})[0];
+  mlp->fc1->bias.set_data(mlp->fc1->bias.clone());
+  EXPECT_EQ(error_of([&] { y.sum().backward(); }), "");
+  // What has no gradient is named.
+  const auto frozen = seeded_mlp();
+  for (auto& p : frozen->parameters()) p.set_requires_grad(false);
+  const auto scale = torch::ones({8}, torch::requires_grad());
+  const auto scaled = [=](const Tensors& in) -> Tensors {
+    return {(frozen->forward(in[0]) * scale).exp()};
+  };
+  options.reads = frozen->parameters();
+  y = checkpoint(scaled, {x.detach()}, options)[0];
+  change(frozen->fc1->weight);
+  EXPECT_NE(error_of([&] { y.sum().backward(); }).find("that the forward reads (Float[32, 8]"),
+            std::string::npos);
+}
+
+// What comes before a region is not its own.
+TEST(Errors, AParameterOfAnotherLayerMayChange) {
+  const auto before = seeded_mlp(), mlp = seeded_mlp();
+  const auto x = input();
+  const auto h = before->forward(x);
+  const auto y = checkpoint(of(mlp), {h})[0];
+  {
+    const at::NoGradGuard no_grad;
+    before->fc1->bias.add_(1);
+  }
+  EXPECT_EQ(error_of([&] { y.sum().backward(); }), "");
+}
+
+TEST(Errors, WhatAutogradCannotRecomputeIsSaid) {
+  CheckpointOptions options;
+  options.name = "layer 3 mlp";
+  const auto mlp = seeded_mlp();
+  at::Tensor inference;
+  {
+    const c10::InferenceMode mode;
+    inference = at::ones({3, 8});
+  }
+  EXPECT_NE(error_of([&] {
+              checkpoint(of(mlp), {inference}, options);
+            }).find("recoup: layer 3 mlp: input 0 is an inference tensor"),
+            std::string::npos);
+}
+
 TEST(Errors, ARegionThatOverwritesWhatItSavedIsAnError) {
   const auto overwriting = [](const Tensors& in) -> Tensors {
     auto h = in[0].exp();

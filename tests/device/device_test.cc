@@ -141,6 +141,23 @@ TEST_F(OnTheDevice, DropoutDrawsTheSameAgain) {
   expect_equal(with_dropout(true), with_dropout(false));
 }
 
+// The inputs are on the CPU; what counts is where the forward runs.
+TEST_F(OnTheDevice, AForwardThatMovesToADeviceDrawsTheSameAgain) {
+  for (const c10::DeviceIndex index : {0, 1}) {
+    const auto run = [index](bool checkpointed) {
+      testdev::default_generator(index).unsafeGetGeneratorImpl()->set_current_seed(9);
+      const Mlp mlp(device(index));
+      const auto x = leaf(numbers({kRows, kHidden}, 5), at::kCPU);
+      const auto forward = [mlp, index](const at::Tensor& in) {
+        return mlp.fc2(at::dropout(at::gelu(mlp.fc1(in.to(device(index)))), 0.5, true));
+      };
+      (checkpointed ? checkpoint(forward, x) : forward(x)).sum().backward();
+      return on_cpu({x.grad(), mlp.w1.grad(), mlp.w2.grad()});
+    };
+    expect_equal(run(true), run(false));
+  }
+}
+
 TEST_F(OnTheDevice, ForwardOnOneStreamBackwardCalledOnAnother) {
   const auto run = [](auto layer) {
     const auto forwards = testdev::new_stream(0), backwards = testdev::new_stream(0);

@@ -40,7 +40,7 @@ public:
         return "the forward saved " + Text(record.dims, record.dtype) + ", the recompute "
              + Text(t->Dims(), t->Dtype()) + "; the forward must compute the same thing when it is run again";
     }
-    Held hold(const Record &, const TensorPtr &t) const { return t; }
+    Held hold(const TensorPtr &t) const { return t; }
     bool read(const Held &held, TensorPtr *t, std::string *) const {
         *t = held;
         return held != nullptr;

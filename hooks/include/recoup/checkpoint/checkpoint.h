@@ -55,6 +55,14 @@ class Runtime {
   static const Runtime& cpp();
 };
 
+// How a recompute is compared with the forward.
+enum class Check {
+  kShapes,  // number, shape, dtype and device of what is saved: always done, costs nothing
+  kValues,  // and a checksum for each 4,096 elements: reads everything twice more, 8 bytes a block
+            // kept
+  kCopy,    // and every value: keeps all that a checkpoint is there to drop
+};
+
 struct CheckpointOptions {
   // Names the region in errors, such as "layer 3 mlp".
   std::string name = "checkpoint";
@@ -68,7 +76,8 @@ struct CheckpointOptions {
   // listener hears of it all the same, so that a region can be measured before it is recomputed.
   bool recompute = true;
   // Whether to save and restore random number generators: the CPU's, and those of the inputs'
-  // devices. Only a forward that draws no random numbers may do without.
+  // devices and of the accelerator's devices in use, which a forward may move to. Only a forward
+  // that draws no random numbers may do without.
   bool preserve_rng = true;
   // Whether the recompute ends at the last tensor that backward needs.
   bool early_stop = true;
@@ -76,6 +85,18 @@ struct CheckpointOptions {
   // them: pack_inputs(inputs) is called without grad mode before the forward, and
   // unpack_inputs(packed) before a recompute gives the inputs' values back. Both or none.
   Forward pack_inputs, unpack_inputs;
+  // What `forward` reads and autograd does not save, beyond the parameters that it finds itself by
+  // their gradients: frozen weights, buffers. One that is modified in place between forward and
+  // recompute is an error, where it would otherwise give other gradients without a word.
+  Tensors reads;
+  // A saved tensor of at most this part of the inputs' bytes is kept rather than recomputed, and at
+  // most four times that of them together: indices and scales late in a region would otherwise make
+  // a recompute run all that comes before. 0: none is.
+  double keep_small = 1.0 / 16;
+  // Further saved tensors to keep, whatever their size: true for those. Called in the forward.
+  std::function<bool(const at::Tensor&)> keep_saved;
+  // For finding out why gradients differ; see Check.
+  Check check = Check::kShapes;
   // Outlives the region.
   const Runtime* runtime = &Runtime::cpp();
 };
@@ -88,5 +109,21 @@ Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptio
 // The same for one input and one output.
 at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, const at::Tensor& input,
                       const CheckpointOptions& options = {});
+
+// rest(recomputed_part(inputs)), where only the first part is ever run again: for an MLP, fc1 and
+// the activation, then what follows it. The recompute ends by returning, which costs less than an
+// early stop, and what `rest` saves is found again in the first part's outputs. Nothing else
+// changes: what is held and what comes out are the same. Where `rest` saves something that neither
+// its parameters nor the first part's outputs hold (a dropout's mask, autocast's copy of a weight),
+// both parts are run again as one, with early stop; that is said once a process.
+//
+// In three parts, the activation alone recomputed: h = fc1(x); checkpoint_parts(activation, fc2,
+// h).
+Tensors checkpoint_parts(Forward recomputed_part, Forward rest, const Tensors& inputs,
+                         const CheckpointOptions& options = {});
+
+// Whether this thread runs a recompute: for forwards that count (BatchNorm's running statistics, a
+// router's load).
+bool recomputing();
 
 }  // namespace recoup

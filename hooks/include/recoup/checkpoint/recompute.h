@@ -1,7 +1,7 @@
 // The framework-independent half of an activation checkpoint: slots for the tensors that autograd
 // would have saved, one recompute per backward to refill them, early stop, and the check that the
-// recompute saved what the forward did. A framework supplies a Framework (below); LibTorch's is in
-// hooks/checkpoint, InfiniTrain's in patches/infinitrain.
+// recompute saved what the forward did. A framework supplies a Framework (see framework.h);
+// LibTorch's is in hooks/checkpoint, InfiniTrain's in patches/infinitrain.
 //
 // Life of a region:
 //   forward    each saved tensor's pack hook calls record(), which keeps a description, no data;
@@ -12,85 +12,19 @@
 //   release    a saved tensor that autograd drops calls release(); the last one frees the region
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "recoup/checkpoint/framework.h"
+
 namespace recoup {
 
-// Thrown through the forward to end a recompute. Not a std::exception, so that a forward which
-// handles errors does not take it for one.
-struct StopRecompute {
-  const void* region;  // whose recompute ends
-};
-
-// What is wrong with a region's recompute: names the region and the tensor.
-class RecomputeError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-// What a Framework answers where it has nothing of its own to say: tensors have no version
-// counters, an operation saves when its kernel has run and survives an exception, nobody reads a
-// saved tensor twice, and the forward is C++. A Framework derives from it and hides what differs.
-struct FrameworkDefaults {
-  using Operation = int;
-
-  template <class Record>
-  std::string changed(const Record&) const {
-    return {};
-  }
-  template <class Record, class Tensor>
-  bool may_stop_after(const Record&, const Tensor&) const {
-    return true;
-  }
-  void check_inputs() const {}
-  Operation operation() const { return 0; }
-  const void* reader() const { return nullptr; }
-  [[noreturn]] void stop(const void* region) const { throw StopRecompute{region}; }
-  bool stopped_by(const void* region) const {
-    try {
-      throw;
-    } catch (const StopRecompute& stop) {
-      return stop.region == region;
-    } catch (...) {
-      return false;
-    }
-  }
-  std::unique_lock<std::mutex> lock(std::mutex& mutex) const {
-    return std::unique_lock<std::mutex>(mutex);
-  }
-};
-
-// Framework requirements; those marked * are in FrameworkDefaults:
-//   Tensor                                 the framework's tensor handle
-//   Record                                 what the forward remembers of a saved tensor
-//   Held                                   a refilled tensor; default-constructed: none
-//   Record describe(const Tensor&)         during the forward
-// * std::string changed(const Record&)     why the forward's tensor is no longer what it was (it
-//                                          was modified in place), or empty; asked before a
-//                                          recompute
-// * void check_inputs()                    before a recompute: throws where an input is no longer
-//                                          what it was
-//   std::string mismatch(const Record&, const Tensor&)   how a recomputed tensor differs, or empty
-// * bool may_stop_after(const Record&, const Tensor&)    whether the operation that saves this
-//                                          tensor may be left at once: the tensor's content is
-//                                          final, and the operation survives an exception
-// * Operation operation()                  a value that differs between the operations that save
-//   Held hold(Record&, const Tensor&)      during the recompute; from here on the record is of this
-//                                          tensor, for the next recompute to compare with
-//   bool read(const Held&, Tensor*, std::string* error)   gives the tensor to autograd; false
-//                                          where none is held; `error` where it was modified
-// * const void* reader()                   which node of the graph reads now; it may read again
-//   void recompute()                       runs the forward with pack hooks that call refill()
-// * [[noreturn]] void stop(const void* region)      throws StopRecompute in the framework's way
-// * bool stopped_by(const void* region)    in a catch (...): whether it was that
-// * std::unique_lock<std::mutex> lock(std::mutex&)  for the recompute's long mutex
-//   std::string name()                     the region's name, for errors
 template <class Framework>
 class Recompute {
  public:
@@ -108,9 +42,29 @@ class Recompute {
   // Forward: a new slot for a tensor that autograd saves. The data is not kept.
   std::size_t record(const Tensor& tensor) {
     auto description = framework_.describe(tensor);
+    std::optional<Held> kept = framework_.keep(description, tensor);
     const std::lock_guard<std::mutex> guard(slots_mutex_);
-    slots_.push_back({std::move(description), {}, true});
+    slots_.push_back({std::move(description), {}, true, false});
+    if (kept) slots_.back().held = std::move(*kept), slots_.back().kept = true;
     return slots_.size() - 1;
+  }
+
+  bool is_kept(std::size_t index) const { return slots_[index].kept; }
+  // Forward: what keep() did not know yet.
+  void keep(std::size_t index, typename Framework::Held held) {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    slots_[index].held = std::move(held);
+    slots_[index].kept = true;
+  }
+
+  // Forward: the slots from `first` on are of a part that is never run again. A recompute runs what
+  // comes before it to its end, without an exception, and the framework then fills the others with
+  // fill().
+  void rest_from(std::size_t first) { rest_ = first; }
+  std::size_t size() const { return slots_.size(); }
+  void fill(std::size_t index, const Tensor& tensor) {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    if (slots_[index].wanted) slots_[index].held = framework_.hold(tensor);
   }
 
   // Backward: the tensor of a slot, recomputed if need be. Any thread.
@@ -156,26 +110,33 @@ class Recompute {
 
   // Recompute: the forward saves its next tensor. Throws StopRecompute where all that is wanted is
   // in.
-  void refill(const Tensor& tensor) {
+  // `between_operations`: the tensor is not saved by an operation, and all operations have
+  // finished.
+  void refill(const Tensor& tensor, bool between_operations = false) {
     if (!error_.empty()) {
       // Only the way out is left.
-    } else if (cursor_ < slots_.size()) {
+    } else if (cursor_ < std::min(slots_.size(), rest_)) {
       Slot& slot = slots_[cursor_];
       error_ = framework_.mismatch(slot.record, tensor);
-      if (!error_.empty() || !framework_.may_stop_after(slot.record, tensor)) {
+      if (error_.empty() && slot.kept) {
+        error_ = framework_.kept_mismatch(copy_of_held(cursor_), tensor);
+      }
+      if (between_operations) {
+        pending_operation_.reset();
+      } else if (!error_.empty() || !framework_.may_stop_after(slot.record, tensor)) {
         pending_operation_ = framework_.operation();
       }
       const std::lock_guard<std::mutex> guard(slots_mutex_);
-      if (slot.wanted) slot.held = framework_.hold(slot.record, tensor);
-    } else if (forward_done_ && cursor_ >= end_ && !early_stop_) {
-      error_ =
-          "the recompute saves more tensors than the forward's " + std::to_string(slots_.size());
+      if (slot.wanted && !slot.kept) slot.held = framework_.hold(tensor);
+    } else if (cursor_ >= rest_ || (forward_done_ && cursor_ >= end_ && !early_stop_)) {
+      error_ = "the recompute saves more tensors than the forward's " +
+               std::to_string(std::min(slots_.size(), rest_));
     }
     if (error_.empty()) ++cursor_;
     // An operation saves some tensors before its kernel runs. Where one of them may be a buffer
     // that the kernel fills, the recompute goes on until another operation saves.
     const bool free = !pending_operation_ || *pending_operation_ != framework_.operation();
-    const bool done = cursor_ >= end_ && (early_stop_ || !forward_done_);
+    const bool done = rest_ == kNoRest && cursor_ >= end_ && (early_stop_ || !forward_done_);
     if (free && (done || !error_.empty())) framework_.stop(this);
   }
 
@@ -185,7 +146,9 @@ class Recompute {
     typename Framework::Record record;
     Held held;
     bool wanted;  // autograd still has the saved tensor
+    bool kept;    // `held` is the forward's, and stays until autograd drops the saved tensor
   };
+  static constexpr std::size_t kNoRest = std::numeric_limits<std::size_t>::max();
 
   // A node may read a slot several times (a custom function asks for all its tensors for each one),
   // so what it read is kept until the next node reads.
@@ -199,7 +162,7 @@ class Recompute {
     std::string error;
     const bool there = framework_.read(slots_[index].held, tensor, &error);
     if (!error.empty()) fail(index, error);
-    if (there) read_.push_back(index);
+    if (there && !slots_[index].kept) read_.push_back(index);
     return there;
   }
 
@@ -224,9 +187,18 @@ class Recompute {
       pending_operation_.reset();
       error_.clear();
       end_ = slots_.size();
-      while (end_ > 0 && !slots_[end_ - 1].wanted) --end_;
+      while (end_ > 0 && (!slots_[end_ - 1].wanted || slots_[end_ - 1].kept)) --end_;
     }
     try {
+      const struct Refreshes {
+        Recompute& region;
+        ~Refreshes() {
+          const std::lock_guard<std::mutex> guard(region.slots_mutex_);
+          for (auto& slot : region.slots_) {
+            region.framework_.refresh(slot.record, slot.kept ? &slot.held : nullptr);
+          }
+        }
+      } refreshes{*this};
       framework_.recompute();
     } catch (...) {
       if (!framework_.stopped_by(this) && error_.empty()) {
@@ -234,20 +206,37 @@ class Recompute {
         throw;
       }
     }
-    if (error_.empty() && cursor_ < end_) {
+    if (error_.empty() && cursor_ < std::min(end_, rest_)) {
       error_ = "the recompute saves only " + std::to_string(cursor_) + " tensors, the forward " +
-               std::to_string(slots_.size());
+               std::to_string(std::min(slots_.size(), rest_));
     }
+    if (error_.empty() && framework_.checks_values()) compare_values();
     if (!error_.empty()) {
       clear_all_held();
       fail(cursor_, error_);
     }
   }
 
+  // None where another thread has released it.
+  Held copy_of_held(std::size_t index) {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    return slots_[index].held;
+  }
+
+  void compare_values() {
+    for (std::size_t i = 0; error_.empty() && i < end_; ++i) {
+      if (slots_[i].kept) continue;
+      error_ = framework_.values_mismatch(slots_[i].record, copy_of_held(i));
+      if (!error_.empty()) cursor_ = i;
+    }
+  }
+
   void clear_all_held() {
     std::vector<Held> freed;  // after the lock
     const std::lock_guard<std::mutex> guard(slots_mutex_);
-    for (auto& slot : slots_) freed.push_back(std::exchange(slot.held, {}));
+    for (auto& slot : slots_) {
+      if (!slot.kept) freed.push_back(std::exchange(slot.held, {}));
+    }
     read_.clear();
   }
 
@@ -270,6 +259,8 @@ class Recompute {
   std::optional<typename Framework::Operation> pending_operation_;
   // Why the recompute is wrong; raised once the forward has been left in good order.
   std::string error_;
+  // The first slot of the part that is never run again.
+  std::size_t rest_ = kNoRest;
   // Until the forward has returned (it runs a backward itself) its slots are not all there yet.
   bool forward_done_ = false;
 };
