@@ -19,6 +19,8 @@ namespace recoup {
 
 template <class T>
 class Handles {
+  struct Slot;
+
  public:
   static constexpr std::uint32_t kSlots = 4096;
 
@@ -38,7 +40,7 @@ class Handles {
    private:
     friend class Handles;
     Handles& handles_;
-    typename Handles::Slot* slot_;
+    Slot* slot_;
   };
 
   Handles() {
