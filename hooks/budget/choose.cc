@@ -53,6 +53,7 @@ bool split(const Problem& whole, std::vector<Part>& parts) {
 }
 
 bool solve(const Problem& whole, const Options& options, Levels& levels) {
+  if (options.same_in_microbatches) return solve_same(whole, levels);
   if (options.pipeline) return solve_pipeline(whole, options.pipeline->stage, levels);
   std::vector<Part> parts;
   if (!split(whole, parts)) return false;

@@ -11,12 +11,17 @@ Problem Problem::of(const Model& model, std::int64_t budget) {
   const auto& t = model.timeline();
   const auto kept = model.predict(model.kept());
   Problem p;
+  std::map<std::pair<std::int64_t, std::string>, std::int64_t> kinds;
+  for (const auto& u : t.units) kinds[{u.layer, u.part}] = 0;
+  std::int64_t kind = 0;
+  for (auto& [key, number] : kinds) number = kind++;
   for (std::size_t u = 0; u < t.units.size(); ++u) {
     const auto& m = model.units()[u];
     Unit unit{};
     unit.dropped = m.dropped;
     unit.cost = m.cost_ns;
     unit.microbatch = t.units[u].microbatch;
+    unit.kind = kinds[{t.units[u].layer, t.units[u].part}];
     unit.forward_term = m.forward;
     for (std::size_t l = 0; l < kLevels; ++l) {
       unit.may[l] = t.units[u].may(static_cast<Level>(l));

@@ -21,6 +21,7 @@ struct Problem {
     std::int32_t forward, rerun;  // its own constraints
     PerLevel forward_term, rerun_term;
     std::int64_t microbatch;
+    std::int64_t kind;  // the same for a layer's part in all microbatches
   };
   std::vector<Unit> units;
   std::vector<std::int64_t> need;
@@ -44,6 +45,7 @@ class Trial {
   bool keeps_feasible(std::size_t unit, std::uint8_t level) const;
 
   bool feasible() const { return violation_ == 0; }
+  std::int64_t violation() const { return violation_; }
   std::int64_t cost() const { return cost_; }
   const Levels& levels() const { return levels_; }
   // Elements of constraints looked at so far: a measure of work that is the same on every machine.
@@ -68,7 +70,10 @@ bool solve_nested(const Problem& problem, Levels& levels);
 // Levels of low cost for any problem, or nothing where none was found.
 bool solve_any(const Problem& problem, Levels& levels);
 
-// Where microbatches must be alike, see choose.h.
+// The same with a layer's part at the same level in all microbatches.
+bool solve_same(const Problem& problem, Levels& levels);
+
+// Where microbatches must be alike but for one unit, see choose.h.
 bool solve_pipeline(const Problem& problem, std::int64_t stage, Levels& levels);
 
 // Among units that are alike and of one microbatch, moves the deepest levels to those that live

@@ -25,5 +25,8 @@ T value_of(Result<T> result) {
 
 // Each adds its command to the program; the command runs as CLI11's callback.
 void add_check(CLI::App& app);
+void add_estimate(CLI::App& app);
+void add_plan(CLI::App& app);
+void add_explain(CLI::App& app);
 
 }  // namespace recoup::cli

@@ -12,6 +12,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "recoup " RECOUP_VERSION ", plugin contract " +
                                         std::to_string(RECOUP_ABI_VERSION) + "\n");
   recoup::cli::add_check(app);
+  recoup::cli::add_estimate(app);
+  recoup::cli::add_plan(app);
+  recoup::cli::add_explain(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

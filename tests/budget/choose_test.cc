@@ -171,6 +171,48 @@ TEST(Choice, NothingToChooseIsNoError) {
   EXPECT_FALSE(choose(model, 8, Options{Pipeline{1}}).fits);
 }
 
+TEST(SameInMicrobatches, IsCloseToBruteForce) {
+  int optimal = 0;
+  double worst = 0;
+  for (std::uint32_t seed = 0; seed < 200; ++seed) {
+    Dice dice(seed + 5000);
+    const std::int64_t layers = 5;
+    auto shape = random_step(dice, layers, seed % 2 == 0, one_f_one_b(4, 3));
+    const Step step(shape);
+    const auto model = Model::from(step.run(Decisions(step.units(), Level::kFull))).value();
+    const auto plain = step.peak(model.kept()), full = step.peak(model.deepest());
+    const auto budget = full + (plain - full) * dice.roll(0, 99) / 100;
+    std::optional<std::int64_t> least;
+    every_decision(layers, true, [&](const Decisions& one) {
+      Decisions d;
+      for (const auto& u : model.timeline().units)
+        d.push_back(one[static_cast<std::size_t>(u.layer - 1)]);
+      const auto cost = cost_of(model, d);
+      if ((!least || cost < *least) && step.peak(d) <= budget) least = cost;
+    });
+    Options options;
+    options.same_in_microbatches = true;
+    const auto choice = choose(model, budget, options);
+    ASSERT_TRUE(choice.fits);
+    ASSERT_LE(step.peak(choice.decisions), budget);
+    std::vector<std::optional<Level>> levels(layers);
+    for (std::size_t u = 0; u < step.units(); ++u) {
+      auto& level = levels[static_cast<std::size_t>(model.timeline().units[u].layer - 1)];
+      ASSERT_TRUE(!level || *level == choice.decisions[u]);
+      level = choice.decisions[u];
+    }
+    optimal += choice.prediction.cost_ns == *least;
+    if (*least > 0) {
+      worst = std::max(worst, static_cast<double>(choice.prediction.cost_ns - *least) /
+                                  static_cast<double>(*least));
+    }
+  }
+  std::printf("the same in microbatches     optimal %d of 200, worst %.2f %%\n", optimal,
+              100 * worst);
+  EXPECT_GE(optimal, 195);
+  EXPECT_LE(worst, 0.05);
+}
+
 TEST(PipelineRule, MicrobatchesDifferByAtMostOneUnitInTheSteadyState) {
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
     Dice dice(seed);

@@ -17,6 +17,9 @@ struct Pipeline {
 
 struct Options {
   std::optional<Pipeline> pipeline;
+  // A layer's part is at the same level in every microbatch: what a configuration file can say. Wins
+  // over `pipeline`.
+  bool same_in_microbatches = false;
 };
 
 struct Choice {

@@ -1,0 +1,258 @@
+"""recoup estimate, plan and explain: what they print, what they refuse, and plans that runs keep."""
+import json
+import os
+import re
+import time
+
+import pytest
+import yaml
+
+from conftest import BUILD, ROOT, run_trainer
+
+LLAMA_8B = dict(model_type="llama", torch_dtype="bfloat16", hidden_size=4096, num_hidden_layers=32,
+                num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=128256,
+                hidden_act="silu", max_position_embeddings=8192)
+MIXTRAL = dict(model_type="mixtral", torch_dtype="bfloat16", hidden_size=4096, num_hidden_layers=32,
+               num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=32000,
+               num_local_experts=8, num_experts_per_tok=2, hidden_act="silu", max_position_embeddings=32768)
+DEEPSEEK_V3 = dict(model_type="deepseek_v3", torch_dtype="bfloat16", hidden_size=7168, num_hidden_layers=61,
+                   num_attention_heads=128, num_key_value_heads=128, intermediate_size=18432,
+                   moe_intermediate_size=2048, n_routed_experts=256, num_experts_per_tok=8, n_shared_experts=1,
+                   first_k_dense_replace=3, moe_layer_freq=1, q_lora_rank=1536, kv_lora_rank=512,
+                   qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, vocab_size=129280,
+                   num_nextn_predict_layers=1, hidden_act="silu", max_position_embeddings=163840)
+TRAINER = dict(layers=4, hidden=16, heads=2, ffn=64, sequence=16, microbatch=2, vocabulary=256, dropout=0.1,
+               element_size=4, implementation="libtorch")
+LARGE = ("--tensor-parallel", 8, "--sequence-parallel", "true", "--zero", 1, "--data-parallel", 16)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="config.json"):
+        path = tmp_path / name
+        if isinstance(content, dict):
+            content = json.dumps(content) if name.endswith("json") else yaml.safe_dump(content)
+        path.write_text(content) if isinstance(content, str) else path.write_bytes(content)
+        return path
+    return write
+
+
+def layers_of(text):
+    """The layers whose MLP a plan recomputes."""
+    options = yaml.safe_load(text)
+    chosen = options.get("recompute_mlp_layers") or f"1-{options['recompute_mlp_num_layers']}"
+    return {n for part in str(chosen).split(",") for n in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)}
+
+
+class TestEstimate:
+    def test_llama(self, recoup, write):
+        done = recoup("estimate", "--model", write(LLAMA_8B), "--layers", *LARGE)
+        assert done.returncode == 0, done.stderr
+        assert "llama: 32 layers, 8,030,261,248 parameters; 1 x 8192 tokens" in done.stdout
+        assert "gate's and up's results" in done.stdout
+        assert "assumed: sequences of 8192 tokens" in done.stderr
+
+    def test_deepseek_v3_on_2048_ranks_takes_no_time(self, recoup, write):
+        path = write(DEEPSEEK_V3)
+        arguments = ("estimate", "--model", path, "--sequence", 4096, "--pipeline-parallel", 16, "--expert-parallel",
+                     64, "--data-parallel", 128, "--zero", 1, "--microbatches", 60)
+        start = time.monotonic()
+        done = recoup(*arguments)
+        assert time.monotonic() - start < 5  # 0.02 s by itself; this machine may be busy
+        assert done.returncode == 0, done.stderr
+        assert "stages of 3,4,4,4,4,4,4,4,4,4,4,4,4,4,3,3 layers" in done.stderr
+        assert len(re.findall(r"^stage \d", done.stdout, re.M)) == 16
+
+    def test_json_is_what_the_table_says(self, recoup, write):
+        done = recoup("estimate", "--model", write(LLAMA_8B), "--json", *LARGE)
+        estimate = json.loads(done.stdout)
+        assert estimate["parameters"] == 8030261248
+        stage = estimate["stages"][0]
+        assert stage["first_layer"] == 1 and stage["layers"] == 32
+        assert stage["peak_bytes"] == sorted(stage["peak_bytes"], reverse=True) and len(stage["peak_bytes"]) == 5
+
+    @pytest.mark.parametrize("change, message", [
+        (dict(num_hidden_layers=None), "config.json: is no model: has no num_hidden_layers"),
+        (dict(num_attention_heads=0), "is no model: has no num_attention_heads"),
+        (dict(hidden_size="big"), 'config.json: hidden_size: must be an integer from 0 to 4294967296, not "big"'),
+        (dict(num_key_value_heads=5), "num_key_value_heads: 5 does not divide num_attention_heads, 32"),
+    ])
+    def test_a_config_that_is_no_model(self, recoup, write, change, message):
+        done = recoup("estimate", "--model", write({**LLAMA_8B, **change}))
+        assert done.returncode == 1 and message in done.stderr
+
+    @pytest.mark.parametrize("flags, message", [
+        (("--tensor-parallel", "3"), "tensor_parallel: 3 does not divide the attention heads, 32"),
+        (("--tensor-parallel", "0"), "--tensor-parallel: must be an integer from 1"),
+        (("--tensor-parallel", "-1"), "--tensor-parallel: must be an integer from 1"),
+        (("--pipeline-parallel", "1e3"), "--pipeline-parallel: must be an integer"),
+        (("--pipeline-parallel", "64"), "pipeline_parallel: 64 stages for 32 layers"),
+        (("--sequence", "99999999999999999999"), "--sequence: must be an integer"),
+        (("--sequence", "4294967296", "--microbatch", "4294967296"), "more than 512 TiB"),
+        (("--schedule", "magic"), "--schedule: must be one of 1f1b"),
+        (("--flops-per-second", "nan"), "--flops-per-second: must be a number"),
+        (("--stages", "16,17"), "stages: have 33 layers, the model 32"),
+        (("--expert-parallel", "2"), "expert_parallel: this model has no experts"),
+        (("--modules", "moe", "--host", "infinitrain"), "the host infinitrain cannot recompute moe"),
+        (("--levels", "activation", "--host", "megatron"), "cannot recompute the activation alone"),
+    ])
+    def test_impossible_flags(self, recoup, write, flags, message):
+        done = recoup("estimate", "--model", write(LLAMA_8B), *flags)
+        assert done.returncode == 1 and message in done.stderr, done
+        assert done.stderr.splitlines()[-1].startswith("recoup: ")
+
+
+class TestNonsense:
+    """Any file as a model: one sentence, exit status 1, never a crash."""
+
+    @pytest.mark.parametrize("content", [
+        b"", b"\0", b"\xff\xfe", b"{", b"[]", b"[" * 100000, b"null", b"1e400", b'{"a": 1e400}', b"---\n---\n", b",\n",
+        b"layers: [1]\n", b"layers: 1\nhidden: .inf\n", b"layers: 1\nlayers: 2\n", b"? {a: b}\n: c\n",
+        b"\xe9t\xe9: 1\n", b"&a [*a]\n", b"--num-layers\n", b"--num-layers -5\n", b"--num-layers 1e9",
+        b'{"num_hidden_layers": 1, "hidden_size": 1, "num_attention_heads": 99999999999999999999}',
+        b'{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": []}',
+        b'{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "model_type": 7}',
+        b'{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "attention_dropout": -1}',
+        b'{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_experts": 4, "mlp_only_layers": "x"}',
+    ])
+    def test_models(self, recoup, write, content):
+        path = write(content, "model.any")
+        for command in (("estimate",), ("plan", "--budget", "1GB")):
+            done = recoup(*command, "--model", path)
+            assert done.returncode == 1, done
+            assert done.stderr.splitlines()[-1].startswith(f"recoup: {path}")
+
+    @pytest.mark.parametrize("path", ["/no/such", "/", "/proc/self/mem"])
+    def test_paths(self, recoup, path):
+        for command in (("estimate", "--model", path), ("explain", path)):
+            done = recoup(*command)
+            assert done.returncode == 1 and path in done.stderr
+
+    @pytest.mark.parametrize("budget", ["0", "-1", "1e9", "nan", "inf", "1.2.3GB", "", "GB", "1EB", "12gib", "1,5GB",
+                                        "\u0661GB", "1GBB", ".", "9999999TiB", "0.1"])
+    def test_budgets(self, recoup, write, budget):
+        done = recoup("plan", "--model", write(LLAMA_8B), f"--budget={budget}")
+        assert done.returncode in (1, 2) and done.stderr
+        if done.returncode == 1:
+            assert "is no number of bytes: allowed are 12GiB" in done.stderr
+
+
+class TestPlan:
+    def test_a_plan_is_the_first_n_and_passes_its_own_check(self, recoup, write, tmp_path):
+        out = tmp_path / "plan.yaml"
+        model = write(LLAMA_8B)
+        estimate = json.loads(recoup("estimate", "--model", model, "--json", *LARGE).stdout)
+        most, *_, least = estimate["stages"][0]["peak_bytes"]
+        done = recoup("plan", "--model", model, "--budget", (most + least) // 2, "--levels", "full", "-o", out, *LARGE)
+        assert done.returncode == 0, done.stderr
+        assert out.read_text() == done.stdout
+        options = yaml.safe_load(done.stdout)
+        assert 0 < options["recompute_mlp_num_layers"] < 32
+        assert recoup("check", out, "--layers", 32, "--strict", "--host", "megatron").returncode == 0
+
+    def test_a_host_without_the_activation_level_gets_none(self, recoup, write):
+        model = write(LLAMA_8B)
+        estimate = json.loads(recoup("estimate", "--model", model, "--json", *LARGE).stdout)
+        most, *_, least = estimate["stages"][0]["peak_bytes"]
+        budget = (3 * most + least) // 4
+        free = recoup("plan", "--model", model, "--budget", budget, *LARGE)
+        bound = recoup("plan", "--model", model, "--budget", budget, "--host", "megatron", *LARGE)
+        assert "activation" in free.stdout.replace("# ", "")
+        assert bound.returncode == 0 and "activation" not in bound.stdout
+
+    def test_early_pipeline_stages_recompute_more(self, recoup, write):
+        model = write(LLAMA_8B)
+        parallel = ("--pipeline-parallel", 4, "--microbatches", 16, "--data-parallel", 8, "--zero", 1)
+        estimate = json.loads(recoup("estimate", "--model", model, "--json", *parallel).stdout)
+        peaks = [s["peak_bytes"] for s in estimate["stages"]]
+        budget = (peaks[0][0] + max(peaks[0][-1], *(p[0] for p in peaks[1:]))) // 2
+        done = recoup("plan", "--model", model, "--budget", budget, "--levels", "full", *parallel)
+        assert done.returncode == 0, done.stderr
+        chosen = layers_of(done.stdout)
+        assert chosen and chosen <= set(range(1, 9))
+
+    def test_none_fits(self, recoup, write):
+        done = recoup("plan", "--model", write(LLAMA_8B), "--budget", "20GiB")
+        assert done.returncode == 1
+        assert re.search(r"no plan fits 21,474,836,480 bytes: the least budget is [\d,]+ ", done.stderr)
+        least = int(re.search(r"least budget is ([\d,]+) ", done.stderr).group(1).replace(",", ""))
+        assert recoup("plan", "--model", write(LLAMA_8B), "--budget", least).returncode == 0
+        assert recoup("plan", "--model", write(LLAMA_8B), "--budget", least - 1).returncode == 1
+
+    def test_a_plan_that_would_change_nothing_is_never_written(self, recoup, write, tmp_path):
+        out = tmp_path / "plan.yaml"
+        done = recoup("plan", "--model", write(LLAMA_8B), "--budget", "500GiB", "-o", out)
+        assert done.returncode == 1 and "fits without any recompute" in done.stderr
+        # Every layer is MoE: [mlp] names no layer of it.
+        done = recoup("plan", "--model", write(MIXTRAL), "--budget", "100GiB", "-o", out)
+        assert done.returncode == 1 and "no layer has what may be recomputed" in done.stderr
+        assert not out.exists()
+
+    def test_experts(self, recoup, write):
+        model = write(MIXTRAL)
+        flags = ("--modules", "moe", "moe_act", "--expert-parallel", 8, "--data-parallel", 64, "--zero", 1)
+        estimate = json.loads(recoup("estimate", "--model", model, "--json", *flags).stdout)
+        most, *_, least = estimate["stages"][0]["peak_bytes"]
+        done = recoup("plan", "--model", model, "--budget", (most + least) // 2, *flags)
+        assert done.returncode == 0, done.stderr
+        assert "moe" in yaml.safe_load(done.stdout)["recompute_modules"][0]
+
+    @pytest.mark.parametrize("out", ["/no/such/x.yaml", "/dev/full", "/proc/x"])
+    def test_an_output_that_cannot_be_written(self, recoup, write, out):
+        done = recoup("plan", "--model", write(TRAINER, "m.yaml"), "--budget", "700000", "-o", out)
+        assert done.returncode == 1, done
+        assert f"recoup: {out}: cannot be written" in done.stderr
+
+
+DATA = os.path.join(ROOT, "tests", "budget", "data")
+
+
+class TestExplain:
+    def test_a_timeline(self, recoup, tmp_path):
+        out = tmp_path / "plan.yaml"
+        done = recoup("explain", os.path.join(DATA, "alike.timeline"), "--budget", 6378837, "-o", out)
+        assert done.returncode == 0, done.stderr
+        assert "6,923,264 bytes" in done.stdout and "held by" in done.stdout
+        assert "mlp (level activation)" in done.stdout
+        assert recoup("check", out, "--layers", 12, "--strict").returncode == 0
+
+    def test_microbatches_may_differ(self, recoup):
+        done = recoup("explain", os.path.join(DATA, "pipeline.timeline"), "--budget", 3342336)
+        assert done.returncode == 0 and re.search(r"^5 +mlp", done.stdout, re.M)
+
+    def test_below_the_floor(self, recoup):
+        done = recoup("explain", os.path.join(DATA, "alike.timeline"), "--budget", 1000)
+        assert done.returncode == 1 and "the least is 5,289,984, held by" in done.stderr
+
+    def test_no_timeline(self, recoup, write):
+        done = recoup("explain", write('{"traceEvents": []}'))
+        assert done.returncode == 1 and "config.json:1: is no timeline" in done.stderr
+
+
+needs_trainer = pytest.mark.skipif(not os.path.exists(os.path.join(BUILD, "gpt_trainer")),
+                                   reason="a build without LibTorch has no trainer")
+
+
+@needs_trainer
+class TestAgainstRuns:
+    @pytest.mark.parametrize("dropout", [0.0, 0.1])
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_closed_form_bytes_are_within_a_percent_at_every_n(self, recoup, text, write, dropout, ranks):
+        model = write(dict(layers=4, hidden=32, heads=4, ffn=96, sequence=16, microbatch=2, vocabulary=256,
+                           dropout=dropout, element_size=4, implementation="libtorch", tensor_parallel=ranks), "m.yaml")
+        stage = json.loads(recoup("estimate", "--model", model, "--json").stdout)["stages"][0]
+        for n in range(5) if ranks == 1 else (0, 3):
+            report = run_trainer(text, "--hidden", "32", "--heads", "4", "--ffn", "96", "--dropout", str(dropout),
+                                 "--tensor-parallel", str(ranks), "--steps", "1", processes=ranks,
+                                 environment={"RECOUP_RECOMPUTE_MLP_NUM_LAYERS": str(n)})
+            planned = stage["activation_bytes"] + stage["head_bytes"] - n * stage["layer"]["mlp"]
+            assert planned == pytest.approx(report["saved_bytes"], rel=0.01), n
+
+    def test_a_plan_for_half_way_runs_within_it(self, recoup, text, write, tmp_path):
+        peaks = [run_trainer(text, environment={"RECOUP_RECOMPUTE_MLP_NUM_LAYERS": n})["peak_bytes"]
+                 for n in ("0", "4")]
+        budget, out = sum(peaks) // 2, tmp_path / "plan.yaml"
+        model = write({**TRAINER, "optimizer": "none"}, "m.yaml")
+        done = recoup("plan", "--model", model, "--budget", budget, "-o", out)
+        assert done.returncode == 0, done.stderr
+        assert run_trainer(text, config=out)["peak_bytes"] <= budget < peaks[0]
