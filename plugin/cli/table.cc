@@ -24,16 +24,4 @@ std::string Table::text(const std::vector<std::size_t>& left) const {
   return all;
 }
 
-std::string layer_expression(const std::vector<std::int64_t>& layers) {
-  std::string text;
-  for (std::size_t i = 0; i < layers.size();) {
-    auto end = i + 1;
-    while (end < layers.size() && layers[end] == layers[end - 1] + 1) ++end;
-    text += (i == 0 ? "" : ",") + std::to_string(layers[i]);
-    if (end - i > 1) text += "-" + std::to_string(layers[end - 1]);
-    i = end;
-  }
-  return text.empty() ? "none" : text;
-}
-
 }  // namespace recoup::cli

@@ -20,7 +20,4 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-// Sorted layer numbers as recoup's layer expression: "1-3,7,9-10"; "none" for none.
-std::string layer_expression(const std::vector<std::int64_t>& layers);
-
 }  // namespace recoup::cli
