@@ -27,6 +27,26 @@ class Source {
     return file_ + ":" + std::to_string(mark.line + 1) + ":" + std::to_string(mark.column + 1);
   }
 
+  // The last character before `mark` that is neither blank nor in a line of comment: where nothing
+  // is written, the parser's mark is at whatever comes next, which may be lines away.
+  std::string place_before(const YAML::Mark& mark) const {
+    if (mark.is_null() || static_cast<std::size_t>(mark.pos) > text_.size()) return place(mark);
+    auto before = text_.substr(0, static_cast<std::size_t>(mark.pos));
+    auto found = mark;
+    for (;;) {
+      const auto last = before.find_last_not_of(" \t\r\n");
+      if (last == std::string_view::npos) return place(mark);
+      found.line -= static_cast<int>(std::count(before.begin() + last, before.end(), '\n'));
+      const auto start = before.find_last_of('\n', last) + 1;  // npos + 1 is 0
+      found.column = static_cast<int>(last - start);
+      if (before[before.find_first_not_of(" \t", start)] != '#') return place(found);
+      before = before.substr(0, start);
+      if (start == 0) return place(mark);
+      before.remove_suffix(1);
+      --found.line;
+    }
+  }
+
   // The text from `mark` on.
   std::string_view from(const YAML::Mark& mark) const {
     const auto at = mark.is_null() ? text_.size() : static_cast<std::size_t>(mark.pos);
@@ -117,7 +137,11 @@ class Builder final : public YAML::EventHandler {
     for (const char* null : {"~", "null", "Null", "NULL"}) {
       is_written = is_written || begins_with(written, null);
     }
-    add({is_written ? Node::Kind::kNull : Node::Kind::kEmpty, source_.place(mark)}, anchor);
+    if (is_written) {
+      add({Node::Kind::kNull, source_.place(mark)}, anchor);
+    } else {
+      add({Node::Kind::kEmpty, source_.place_before(mark)}, anchor);
+    }
   }
 
   void OnAlias(const YAML::Mark&, YAML::anchor_t anchor) override { add(anchors_.at(anchor)); }

@@ -191,7 +191,7 @@ std::string LayerSet::text() const {
   for (const auto& term : terms_) {
     // A leading ! starts from all, which was not written.
     if (!(&term == &terms_[0] && terms_.size() > 1 && terms_[1].removes && term.text == "all")) {
-      text += (text.empty() ? "" : ", ") + term.text;
+      text += (text.empty() ? "" : ",") + term.text;
     }
   }
   return text;
@@ -205,7 +205,7 @@ std::string layer_expression(const std::vector<std::int64_t>& layers) {
     const auto step = end < layers.size() ? layers[end] - layers[i] : 1;
     while (end < layers.size() && layers[end] - layers[end - 1] == step) ++end;
     if (step != 1 && end - i < 3) end = i + 1;
-    text += (i == 0 ? "" : ", ") + std::to_string(layers[i]);
+    text += (i == 0 ? "" : ",") + std::to_string(layers[i]);
     if (end - i > 1) text += "-" + std::to_string(layers[end - 1]);
     if (end - i > 1 && step != 1) text += ":" + std::to_string(step);
     i = end;

@@ -48,8 +48,10 @@ bool print_layers(const Policy& policy, std::int64_t layers, const LayerSet& moe
   std::vector<Group> groups;
   bool any = false;
   std::int64_t in_group = 0;
+  std::int64_t mlps = 0;
   for (std::int64_t n = 1; n <= layers; ++n) {
-    const LayerInfo layer{n, moe.contains(n, layers), 0};
+    const bool is_moe = moe.contains(n, layers);
+    const LayerInfo layer{n, is_moe, 0, is_moe ? 0 : ++mlps};
     const std::string kind = layer.is_moe ? "MoE" : "dense";
     const auto recomputed = what(policy, layer, in_group);
     any = any || recomputed != "nothing";
@@ -71,8 +73,11 @@ void check(const Options& o) {
   const auto& host = *find_host(o.host);
   // Without a number of layers only what needs none can be checked: sets that count from the end
   // are tried on a model that has them all.
-  const auto policy = value_of(
-      Policy::create(config, override, model_of(host, o.layers > 0 ? o.layers : kMostLayers)));
+  auto model = model_of(host, o.layers > 0 ? o.layers : kMostLayers);
+  const auto moe = o.moe.empty() ? LayerSet::first(0) : value_of(LayerSet::parse(o.moe));
+  model.num_mlps =
+      model.num_layers - static_cast<std::int64_t>(moe.members(model.num_layers).size());
+  const auto policy = value_of(Policy::create(config, override, model));
   bool warned = false;
   for (const auto& notice : policy.notices()) {
     std::fprintf(stderr, "recoup: %s\n", notice.c_str());
@@ -81,7 +86,6 @@ void check(const Options& o) {
   if (o.layers == 0) {
     std::printf("%s: valid; --layers N shows what each layer will do\n", o.file.c_str());
   } else {
-    const auto moe = o.moe.empty() ? LayerSet::first(0) : value_of(LayerSet::parse(o.moe));
     if (!print_layers(policy, o.layers, moe) && policy.config().granularity != Granularity::kNone) {
       std::fprintf(stderr, "recoup: %s: no layer of this model recomputes anything\n",
                    o.file.c_str());

@@ -41,6 +41,13 @@ def test_moe_layers(check):
     assert lines(done) == [["1-3", "dense", "mlp (level full)"], ["4-6", "MoE", "moe_act"]]
 
 
+def test_the_mlps_counted_without_moe_layers(check):
+    done = check(SELECTIVE + "recompute_layer_scope: mlp\nrecompute_mlp_layers: 1,last\n",
+                 "--layers", 6, "--moe", "1-6:2")
+    assert lines(done) == [["1-5:2", "MoE", "nothing"], ["2,6", "dense", "mlp (level full)"],
+                           ["4", "dense", "nothing"]]
+
+
 def test_whole_layers(check):
     done = check("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 3\n", "--layers", 5)
     assert lines(done) == [["1-3", "dense", "the whole layer"], ["4-5", "dense", "nothing"]]

@@ -70,6 +70,35 @@ TEST(LayerSet, BadExpressionsAreQuoted) {
   }
 }
 
+TEST(LayerSet, ListedLayersAreAnExpressionAgain) {
+  EXPECT_EQ(layer_expression({}), "none");
+  EXPECT_EQ(layer_expression({3}), "3");
+  EXPECT_EQ(layer_expression({1, 2, 3, 7, 9, 10}), "1-3,7,9-10");
+  EXPECT_EQ(layer_expression({1, 3, 5, 7, 8}), "1-7:2,8");
+  EXPECT_EQ(layer_expression({1, 4, 8}), "1,4,8");
+  EXPECT_EQ(LayerSet::first(1).text(), "1");
+  EXPECT_EQ(LayerSet::first(12).text(), "1-12");
+  EXPECT_EQ(LayerSet::first(0).text(), "none");
+  EXPECT_EQ(LayerSet::parse("!7, last-2").value().text(), "!7,last-2");
+}
+
+TEST(LayerSet, AsManyTermsAsThereMayBe) {
+  std::string terms = "1";
+  while (terms.size() + 2 <= 2 * LayerSet::kMostTerms) terms += ",1";
+  EXPECT_TRUE(LayerSet::parse(terms).ok());
+  EXPECT_NE(LayerSet::parse(terms + ",1").error().text.find("has more than 4096 terms"),
+            std::string::npos);
+}
+
+TEST(LayerSet, DistancesBeyondWhatANumberHolds) {
+  const auto far = LayerSet::parse("last-9223372036854775807-").value();
+  EXPECT_TRUE(far.contains(9223372036854775807, 24));
+  EXPECT_TRUE(far.contains(1, 24));
+  EXPECT_TRUE(LayerSet::parse("9223372036854775807-:9223372036854775807")
+                  .value()
+                  .contains(9223372036854775807, 0));
+}
+
 TEST(LayerSet, LargestNamed) {
   EXPECT_EQ(LayerSet::parse("1-12,7").value().largest_named(), 12);
   EXPECT_EQ(LayerSet::parse("3-,2/3").value().largest_named(), 3);

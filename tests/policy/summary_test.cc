@@ -26,7 +26,7 @@ TEST(Summary, SaysWhatHappensInOneLine) {
       summary("selective\nrecompute_modules: [mlp, layernorm, moe_act]\nrecompute_mlp_layers: "
               "[1, 5, 9, 24]\nmlp_activation_layers: 5-9\nrecompute_layernorm_layers: 2\n"
               "recompute_moe_act_layers: 3-"),
-      "4 of 24 MLPs recomputed (layers 1-9:4, 24, level activation in layers 5, 9, else "
+      "4 of 24 MLPs recomputed (layers 1-9:4,24, level activation in layers 5,9, else "
       "full), layernorm in layer 2, moe_act in layers 3- that are MoE");
   EXPECT_EQ(summary("selective"), "no MLP recomputed, core_attn everywhere");
   EXPECT_EQ(summary("selective\nrecompute_modules: [moe]"),
@@ -79,7 +79,7 @@ TEST(Summary, OfConstructedLayersKnowsTheMoeOnes) {
   for (std::int64_t n = 24; n >= 1; --n) layers.push_back({n, n % 2 == 0});
   EXPECT_EQ(p.summary(layers),
             "6 of 12 MLPs recomputed (layers 1-11:2, level activation in layer 1, else full), "
-            "core_attn everywhere, moe_act in layers 2, 4");
+            "core_attn everywhere, moe_act in layers 2,4");
   EXPECT_EQ(p.summary({{20}, {22, true}}),
             "0 of 1 MLPs recomputed, core_attn everywhere, moe_act nowhere");
 }

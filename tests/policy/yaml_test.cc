@@ -123,6 +123,14 @@ TEST(Yaml, PlacesCountFromTheText) {
   EXPECT_EQ(bad("# \xC3\xA9\nrecompute_granularity: [\xC3\xA9]\n").find("x.yaml:2:1: "), 0u);
 }
 
+TEST(Yaml, NothingStandsWhereItIsMissing) {
+  const std::string start = "recompute_granularity: selective\nrecompute_modules:";
+  EXPECT_EQ(bad(start + "\n  - mlp\n  -\n\n# end\n").find("x.yaml:4:3: recompute_modules: null"),
+            0u);
+  EXPECT_EQ(bad(start + " [mlp,\n ,moe]\n").find("x.yaml:2:24: recompute_modules: null"), 0u);
+  EXPECT_EQ(bad(start + " [,mlp]\n").find("x.yaml:2:20: recompute_modules: null"), 0u);
+}
+
 TEST(Yaml, ControlCharactersAreNoText) {
   EXPECT_EQ(bad(std::string("recompute_granularity: selective\n# a\0b", 38)),
             "x.yaml:2:4: not valid YAML: the control character \\x00");

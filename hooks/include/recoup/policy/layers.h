@@ -70,7 +70,7 @@ class LayerSet {
   std::vector<Term> terms_;
 };
 
-// Layers, in ascending order, as an expression: "1-4, 7" or "1-23:2"; "none" for none.
+// Layers, in ascending order, as an expression: "1-4,7" or "1-23:2"; "none" for none.
 std::string layer_expression(const std::vector<std::int64_t>& layers);
 
 }  // namespace recoup
