@@ -32,7 +32,7 @@ TEST(NaiveLayers, AgreeOnRandomExpressions) {
                                      "1-24:2",
                                      "-1",
                                      "last-2",
-                                     "last-30",
+                                     "last-28-:7",
                                      "9223372036854775807",
                                      "9223372036854775808",
                                      "x",
