@@ -1,14 +1,17 @@
 """recoup: per-layer recompute of MLP activations.
 
     recoup.checkpoint(function, *args, **kwargs)   the engine, for any function of tensors (needs torch)
+    recoup.apply(model, mlp_num_layers=12)         chosen MLPs of any PyTorch model (needs torch)
     recoup.Policy("my trainer", "x.yaml", 24)      which layers recompute what (needs no torch)
 
 Everything is loaded when it is first used: importing this imports neither torch nor a library.
 """
 import importlib
 
-_WHERE = {"checkpoint": "_checkpoint", "Policy": "policy", "Decision": "policy",
-          "RecoupError": "policy", "known_modules": "policy", "library": "_library"}
+_NAMES = {"_checkpoint": ["checkpoint"], "_apply": ["apply", "remove"],
+          "policy": ["Policy", "Decision", "RecoupError", "known_modules", "environment"],
+          "_library": ["library", "plugin_path", "cmake_prefix"]}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_WHERE)
 
 

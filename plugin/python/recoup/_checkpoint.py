@@ -2,6 +2,7 @@
 import contextlib
 
 import torch
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ._engine import engine
 
@@ -24,9 +25,9 @@ def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, co
     context             called now; what it returns is called for a context manager around each
                         recompute, such as one that brings a generator of the caller's own back
 
-    All but the last two are torch.utils.checkpoint's. What that also takes is refused with a ValueError where
-    it means something that this engine does not do: use_reentrant=True, determinism_check="none" (the
-    recompute's tensors are always compared with the forward's) and debug=True.
+    All but the last two are torch.utils.checkpoint's. What that also takes is refused with a ValueError
+    where it means something that this engine does not do: use_reentrant=True, determinism_check="none"
+    (the recompute's tensors are always compared with the forward's) and debug=True.
 
     Under torch.compile (where the call itself is compiled) the compiler's own recompute takes over:
     the call becomes torch.utils.checkpoint's, which torch.compile knows.
@@ -34,17 +35,22 @@ def checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True, co
     What may go wrong in backward: RuntimeError where a tensor was modified in place since the forward,
     or where the function computes something else when it is run again.
     """
-    if torch.compiler.is_compiling():
-        return torch.utils.checkpoint.checkpoint(
-            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, **kwargs)
     if use_reentrant or debug or determinism_check != "default":
         _refuse(use_reentrant, determinism_check, debug)
+    return run(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn, context)
+
+
+def run(function, args, kwargs, name="checkpoint", preserve_rng_state=True, early_stop=True,
+        context_fn=None, context=None):
+    """checkpoint() for a function whose keywords may be anything."""
+    if torch.compiler.is_compiling():
+        return torch_checkpoint(function, *args, use_reentrant=False,
+                                preserve_rng_state=preserve_rng_state, **kwargs)
     extension = engine()
     if not kwargs and context_fn is context is None and extension.plain_tensors(args):
         return extension.checkpoint(function, None, args, args, kwargs, name, preserve_rng_state,
                                     early_stop)
-    return _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn,
-                    context)
+    return _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn, context)
 
 
 def _general(function, args, kwargs, name, preserve_rng_state, early_stop, context_fn, context):

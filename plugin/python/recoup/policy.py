@@ -36,6 +36,12 @@ def known_modules() -> tuple:
     return tuple(_contract.modules(_table()))
 
 
+def environment() -> str:
+    """What in the environment says what to recompute, such as "environment variable RECOUP_CONFIG";
+    empty: nothing."""
+    return _contract.configured(_table())
+
+
 
 class Policy:
     """The decisions for one model.
@@ -48,6 +54,10 @@ class Policy:
     stage_num_layers  on this pipeline stage; 0: not known
     modules           what the host can recompute; a configuration that asks for more is refused.
                       "all": every module that the library knows
+    capabilities      what else the host can do: "full" (checkpoints whole layers), "distribute" (saved
+                      inputs over tensor-parallel ranks), "stages" (gives stage_offset), "count_mlps"
+                      (gives mlp_number); a configuration that asks for more is refused. "all": each
+    num_mlps          dense MLPs in the whole model; 0: not known
     rank              global; only rank 0 logs
     log               gets each line; None: standard error
     warn              gets each warning; None: as log
@@ -58,7 +68,8 @@ class Policy:
     def __init__(self, name: str, config: Optional[str] = None, num_layers: int = 0,
                  stage_num_layers: int = 0, modules: Union[str, Iterable[str]] = ("mlp",),
                  rank: int = 0, log: Optional[Callable[[str], None]] = None,
-                 warn: Optional[Callable[[str], None]] = None, yaml: Optional[str] = None):
+                 warn: Optional[Callable[[str], None]] = None, yaml: Optional[str] = None,
+                 capabilities: Union[str, Iterable[str]] = (), num_mlps: int = 0):
         self._plugin = None
         self._api = _table()
         self._bits = _contract.modules(self._api)
@@ -67,6 +78,12 @@ class Policy:
         if unknown:
             raise RecoupError(f'recoup: "{unknown[0]}" is no module; allowed are '
                               f"{', '.join(self._bits)}")
+        if capabilities == "all":
+            capabilities = tuple(_contract.CAPABILITIES)
+        unknown = [name for name in capabilities if name not in _contract.CAPABILITIES]
+        if unknown:
+            raise RecoupError(f'recoup: "{unknown[0]}" is no capability; allowed are '
+                              f"{', '.join(_contract.CAPABILITIES)}")
         log = log or (lambda line: print(line, file=sys.stderr))
         warn = warn or log
 
@@ -87,7 +104,8 @@ class Policy:
         host = _contract.Host(
             c.sizeof(_contract.Host), name.encode(), None, config.encode() if config else None, rank,
             num_layers, stage_num_layers, sum(self._bits[m] for m in offered), self._log, None,
-            self._register, None, yaml.encode() if yaml is not None else None)
+            self._register, None, yaml.encode() if yaml is not None else None,
+            sum(_contract.CAPABILITIES[name] for name in capabilities), num_mlps)
         plugin = c.c_void_p()
         self._check(lambda error: self._api.init(c.byref(plugin), c.byref(host), error,
                                                  _contract.ERROR_SIZE))
@@ -99,10 +117,14 @@ class Policy:
         if call(error) != _contract.OK:
             raise RecoupError(error.value.decode(errors="replace"))
 
-    def decide(self, number: int, is_moe: bool = False, stage_offset: int = 0) -> Decision:
+    def decide(self, number: int, is_moe: bool = False, stage_offset: int = 0, mlp_number: int = 0,
+               query: bool = False) -> Decision:
         """What a layer recomputes. `number` is global and starts at 1; `stage_offset` is how many
-        layers come before this pipeline stage. Rank 0 logs the decision."""
+        layers come before this pipeline stage; `mlp_number` the layer's number among the model's dense
+        MLPs, 0 where it is not known. Rank 0 logs the decision, unless this is only a `query`."""
         layer = _contract.Layer(c.sizeof(_contract.Layer), number, int(is_moe), stage_offset)
+        layer.mlp_number = mlp_number
+        layer.flags = _contract.LAYER_QUERY if query else 0
         self._check(lambda error: self._hook(self._context, c.byref(layer), error,
                                              _contract.ERROR_SIZE))
         return Decision(

@@ -1,0 +1,37 @@
+"""The command `recoup`: the C++ program of that name, which a wheel carries beside its libraries."""
+import os
+import sys
+
+from ._library import find, library
+
+
+def versions():
+    """Lines on what is here: the contract, the libraries, torch."""
+    from importlib import metadata
+
+    from . import _contract
+
+    path = library("librecoup_policy.so")
+    table = _contract.load(path)
+    lines = [f"recoup {table.version.decode()}", f"contract: plugin ABI {table.abi_version}, "
+             f"{table.struct_size} bytes", f"policy: {path}"]
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return lines + ["torch: not installed; the policy needs none, the engine does"]
+    lines.append(f"torch: {torch}")
+    built = find("recoup_torch.so")
+    return lines + [f"engine: {built or 'built at its first use'}"]
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print("\n".join(versions()))
+        return 0
+    program = library("recoup", "bin")
+    os.execv(program, [program, *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
