@@ -18,7 +18,14 @@ __all__ = sorted(_WHERE)
 def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    try:
+        module = importlib.import_module(f".{_WHERE[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"recoup.{name} needs PyTorch, which is not installed here; recoup.Policy works "
+                          "without it") from None
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,5 @@
 """recoup.apply and recoup.remove: the chosen MLPs of any PyTorch model through the engine."""
+import functools
 import logging
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class Region:
     def __call__(self, *args, **kwargs):
         if self.mlp.gradient_checkpointing and not self.nested:
             raise RuntimeError(_twice(self.name))
-        forward = self.before or type(self.mlp).forward.__get__(self.mlp)
+        forward = self.before or functools.partial(type(self.mlp).forward, self.mlp)
         return run(forward, args, kwargs, name=self.name)
 
 

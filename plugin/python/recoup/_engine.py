@@ -35,9 +35,10 @@ def engine():
                           f"({error}); recoup.Policy works without it") from None
     path = find(_NAME)
     if path is None:
-        if not os.path.isdir(_sources()):
+        if os.environ.get("RECOUP_BUILD") or not os.path.isdir(_sources()):
             raise EngineError(f"recoup: {_NAME} is not in {' nor in '.join(folders())}; build recoup "
-                              "(examples/run.sh) or install the package (pip install plugin/python)")
+                              "(tests/run.sh), or install the package (pip install plugin/python) and unset "
+                              "RECOUP_BUILD")
         path = os.path.join(cache_folder(torch), _NAME)
         if not os.path.exists(path):
             _build(torch, path)

@@ -13,8 +13,9 @@ def versions():
 
     path = library("librecoup_policy.so")
     table = _contract.load(path)
-    lines = [f"recoup {table.version.decode()}", f"contract: plugin ABI {table.abi_version}, "
-             f"{table.struct_size} bytes", f"policy: {path}"]
+    minor = table.abi_minor if _contract.has(table, "abi_minor") else 0
+    lines = [f"recoup {table.version.decode()}", f"contract: {table.abi_version}.{minor}",
+             f"policy: {path}"]
     try:
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
