@@ -13,103 +13,10 @@ import importlib.util
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from applier import Edit, FilePatch, Patch, Site, main  # noqa: E402
-
-
-class _Tree:
-    """A parsed file that knows where in its text each node stands."""
-
-    def __init__(self, text):
-        self.lines = text.split("\n")
-        self.starts = [0]
-        for line in self.lines:
-            self.starts.append(self.starts[-1] + len(line) + 1)
-        self.starts[-1] -= 1  # the last line has no end of its own
-        self.module = ast.parse(text.removeprefix("\ufeff"))
-
-    def of(self, kind, within=None, **fields):
-        """All nodes of a kind whose fields have these values."""
-        return [node for node in ast.walk(within or self.module) if isinstance(node, kind)
-                and all(getattr(node, name, None) == value for name, value in fields.items())]
-
-    def before(self, node):
-        """The site just before the line that a node starts on."""
-        line = self.lines[node.lineno - 1]
-        start = self.starts[node.lineno - 1]
-        return Site(start, start, line[:len(line) - len(line.lstrip())])
-
-    def after(self, node):
-        """The site just after the line that a node ends on."""
-        return self.before(node)._replace(start=self.starts[node.end_lineno],
-                                          end=self.starts[node.end_lineno])
-
-    def replacing(self, node):
-        return self.before(node)._replace(end=self.starts[node.end_lineno])
-
-
-def _finder(find):
-    """Lets an edit's `find` work on a _Tree; a file that is not valid Python has no site."""
-    def sites(text):
-        try:
-            return find(_Tree(text))
-        except (SyntaxError, ValueError):
-            return []
-    return sites
-
-
-def _is(node, source):
-    """Whether a node is this expression, however it is written."""
-    return node is not None and ast.dump(node) == ast.dump(ast.parse(source, mode="eval").body)
-
-
-def _config_field(tree):
-    """After the docstring of TransformerConfig.recompute_modules."""
-    sites = []
-    for config in tree.of(ast.ClassDef, name="TransformerConfig"):
-        for field, following in zip(config.body, config.body[1:]):
-            if isinstance(field, ast.AnnAssign) and _is_name(field.target, "recompute_modules"):
-                documented = isinstance(following, ast.Expr) and isinstance(
-                    getattr(following.value, "value", None), str)
-                sites.append(tree.after(following if documented else field))
-    return sites
-
-
-def _is_name(node, name):
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _config_checks(tree):
-    """Before TransformerConfig.__post_init__ looks at recompute_granularity."""
-    return [tree.before(statement)
-            for config in tree.of(ast.ClassDef, name="TransformerConfig")
-            for init in tree.of(ast.FunctionDef, config, name="__post_init__")
-            for statement in init.body if isinstance(statement, ast.If)
-            and _is(statement.test, "self.recompute_granularity is not None")]
-
-
-def _layer_flag(tree):
-    """The line `self.recompute_mlp = True` under `if "mlp" in self.config.recompute_modules`."""
-    return [tree.replacing(line)
-            for branch in tree.of(ast.If) if _is(branch.test, "'mlp' in self.config.recompute_modules")
-            for line in tree.of(ast.Assign, branch)
-            if ast.unparse(line) == "self.recompute_mlp = True"]
-
-
-def _cli_argument(tree):
-    """After group.add_argument('--recompute-modules', ...)."""
-    return [tree.after(line) for line in tree.of(ast.Expr)
-            if isinstance(line.value, ast.Call) and isinstance(line.value.func, ast.Attribute)
-            and line.value.func.attr == "add_argument" and line.value.args
-            and _is(line.value.args[0], "'--recompute-modules'")]
-
-
-def _cli_checks(tree):
-    """Before validate_args' own `if args.recompute_granularity == 'selective'`."""
-    return [tree.before(statement) for function in tree.of(ast.FunctionDef)
-            if function.name in ("validate_args", "_validate_args")
-            for statement in function.body if isinstance(statement, ast.If)
-            and _is(statement.test, "args.recompute_granularity == 'selective'")]
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)),
+                os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")]
+import megatron_sites as sites  # noqa: E402
+from applier import Edit, FilePatch, Patch, main  # noqa: E402
 
 
 CONFIG_FIELD = '''
@@ -232,7 +139,7 @@ def _read(tree, path):
     """A file's syntax tree; None where it is missing or cannot be read, which the edits will say."""
     try:
         with open(os.path.join(tree, path), encoding="utf-8", newline="") as file:
-            return _Tree(file.read().replace("\r\n", "\n"))
+            return sites.Tree(file.read().replace("\r\n", "\n"))
     except (OSError, SyntaxError, ValueError):
         return None
 
@@ -250,23 +157,6 @@ def _modules(config):
     return ()
 
 
-def _layer_init(tree):
-    """TransformerLayer.__init__'s `super().__init__(config=...)`."""
-    return [tree.before(statement)
-            for layer in tree.of(ast.ClassDef, name="TransformerLayer")
-            for init in tree.of(ast.FunctionDef, layer, name="__init__")
-            for statement in init.body if isinstance(statement, ast.Expr)
-            and ast.unparse(statement).startswith("super().__init__(config=config")]
-
-
-def _yaml_loop(tree):
-    """The loop over a dataclass's fields in core_config_from_args."""
-    return [tree.before(statement)
-            for function in tree.of(ast.FunctionDef, name="core_config_from_args")
-            for statement in function.body if isinstance(statement, ast.For)
-            and ast.unparse(statement.iter) == "dataclasses.fields(dataclass)"]
-
-
 def _source(path):
     """A file of recoup's, in a clone or beside this file's folder in an installed package."""
     for root in (_ROOT, os.path.join(_ROOT, "..")):
@@ -278,31 +168,31 @@ def _source(path):
 
 
 def _field_edit(lines, name="the field recompute_mlp_num_layers"):
-    return Edit(name, "TransformerConfig's field recompute_modules", _finder(_config_field), lines)
+    return Edit(name, "TransformerConfig's field recompute_modules", sites.finder(sites.config_field), lines)
 
 
 def _checks_edit(lines, name="the field's checks"):
     return Edit(name, "if self.recompute_granularity is not None in TransformerConfig.__post_init__",
-                _finder(_config_checks), lines)
+                sites.finder(sites.config_checks), lines)
 
 
 def _argument_edit(lines, name="the option --recompute-mlp-num-layers"):
-    return Edit(name, "add_argument('--recompute-modules', ...)", _finder(_cli_argument), lines)
+    return Edit(name, "add_argument('--recompute-modules', ...)", sites.finder(sites.cli_argument), lines)
 
 
 def _argument_checks_edit(lines):
     return Edit("the option's checks", "if args.recompute_granularity == 'selective' in validate_args",
-                _finder(_cli_checks), lines)
+                sites.finder(sites.cli_checks), lines)
 
 
 _FLAG = Edit("the first N layers only",
              'self.recompute_mlp = True under if "mlp" in self.config.recompute_modules',
-             _finder(_layer_flag), LAYER_FLAG, replaced="self.recompute_mlp = True\n")
+             sites.finder(sites.layer_flag), LAYER_FLAG, replaced="self.recompute_mlp = True\n")
 
 
 def _files(tree):
     config, layer = _read(tree, _CORE + "transformer_config.py"), _read(tree, _CORE + "transformer_layer.py")
-    views = layer is not None and len(_layer_init(layer)) == 1
+    views = layer is not None and len(sites.layer_init(layer)) == 1
     modules = _modules(config) if views else ()
     names = tuple(f"recompute_{module}_num_layers" for module in ("mlp", *modules))
     legacy_fields = [_field_edit(CONFIG_FIELD), _checks_edit(_checks("self"))]
@@ -315,9 +205,9 @@ def _files(tree):
         *_arguments(tree, modules),
     ]
     yaml = "megatron/training/yaml_arguments.py"
-    if _read(tree, yaml) and len(_yaml_loop(_read(tree, yaml))) == 1:
+    if _read(tree, yaml) and len(sites.yaml_loop(_read(tree, yaml))) == 1:
         files.append(FilePatch(yaml, [Edit("options that a YAML need not name", "the loop over fields",
-                                           _finder(_yaml_loop), YAML_FIELDS.format(names=names))]))
+                                           sites.finder(sites.yaml_loop), YAML_FIELDS.format(names=names))]))
     if views:
         files += [FilePatch(_CORE + "recoup_view.py", content=_view_source()),
                   FilePatch(_CORE + "recoup_layers.py",
@@ -329,7 +219,7 @@ def _view_edit(layer):
     mtp = any("is_mtp_layer" in [a.arg for a in init.args.args] for cls in layer.of(
         ast.ClassDef, name="TransformerLayer") for init in layer.of(ast.FunctionDef, cls, name="__init__"))
     return Edit("the layer's view of the config", "super().__init__(config=config) in TransformerLayer",
-                _finder(_layer_init), _layer_view(mtp))
+                sites.finder(sites.layer_init), _layer_view(mtp))
 
 
 def _view_source():
