@@ -209,7 +209,14 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
       context->recorder = recorder.value();
     }
     const auto& path = settings.value().config_path;
-    if (!path.empty()) context->say(RECOUP_LOG_INFO, "recoup: options from " + path);
+    if (!path.empty()) {
+      const std::string name =
+          host->name != nullptr && *host->name != '\0' ? std::string(" of ") + host->name : "";
+      context->say(RECOUP_LOG_INFO, "recoup " RECOUP_VERSION ": options" + name + " from " + path);
+    }
+    for (const auto& notice : settings.value().notices(kEngine.record != nullptr)) {
+      context->say(RECOUP_LOG_WARNING, "recoup: " + notice);
+    }
     for (const auto& notice : context->policy.notices()) {
       context->say(RECOUP_LOG_WARNING, "recoup: " + notice);
     }
@@ -249,7 +256,11 @@ recoup_status close(void* opaque, char* error, size_t size) {
       const auto missing = plugin->layers->never_ran();
       if (!missing.empty()) plugin->say(RECOUP_LOG_WARNING, missing);
     }
-    const auto why = plugin->recorder ? plugin->recorder->write() : std::string();
+    if (plugin->recorder == nullptr) return RECOUP_OK;
+    const auto why = plugin->recorder->write();
+    if (const auto remark = plugin->recorder->remark(); !remark.empty()) {
+      plugin->say(RECOUP_LOG_WARNING, "recoup: " + remark);
+    }
     return why.empty() ? RECOUP_OK : fail(RECOUP_INTERNAL, "recoup: " + why, error, size);
   });
 }

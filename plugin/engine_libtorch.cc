@@ -8,11 +8,55 @@
 
 #include "context.h"
 #include "growth.h"
-#include "observer.h"
+#include "profile.h"
 #include "recoup/checkpoint/checkpoint.h"
+#include "trace.h"
 
 namespace recoup {
 namespace {
+
+// What the settings ask to be recorded.
+struct Recording final : Recorder {
+  std::shared_ptr<Profile> profile;
+  std::shared_ptr<Trace> trace;
+  std::shared_ptr<EventListener> listener;  // both
+
+  bool profiles() const override { return profile != nullptr; }
+  std::string write() override {
+    std::string problems;
+    for (const auto& why : {profile ? profile->write() : "", trace ? trace->write() : ""}) {
+      if (!why.empty()) problems += (problems.empty() ? "" : "; ") + why;
+    }
+    return problems;
+  }
+  std::string remark() override {
+    const auto left_out = trace != nullptr ? trace->left_out() : 0;
+    if (left_out == 0) return {};
+    return std::string(kTraceVariable) + ": the first " + std::to_string(Trace::kMaxSpans) +
+           " spans were kept, " + std::to_string(left_out) + " were left out; trace a shorter run";
+  }
+};
+
+Result<std::shared_ptr<Recorder>> record(const Settings& settings, int rank) {
+  // Each rank has files of its own.
+  const auto of_rank = [rank](const std::string& path) {
+    return rank == 0 ? path : path + "." + std::to_string(rank);
+  };
+  const auto recording = std::make_shared<Recording>();
+  if (!settings.profile_path.empty()) {
+    auto output = Output::open(kProfileVariable, of_rank(settings.profile_path));
+    if (!output.ok()) return output.error();
+    recording->profile = std::make_shared<Profile>(std::move(output.value()));
+  }
+  if (!settings.trace_path.empty()) {
+    auto output = Output::open(kTraceVariable, of_rank(settings.trace_path));
+    if (!output.ok()) return output.error();
+    recording->trace = std::make_shared<Trace>(std::move(output.value()), rank);
+  }
+  recording->listener = all_listeners({recording->profile, recording->trace});
+  if (recording->listener == nullptr) return std::shared_ptr<Recorder>();
+  return std::shared_ptr<Recorder>(recording);
+}
 
 // A host's region; released when the last function made of it goes.
 class HostRegion {
@@ -92,20 +136,21 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
       if (std::exchange(ran, true)) layers->recompute_begins();
       return run(in);
     };
-    auto* const observer = static_cast<Observer*>(plugin->recorder.get());
-    if (observer != nullptr && observer->profiles()) {
-      out = observer->measure(name, std::move(forward), in);
-      return RECOUP_OK;
-    }
     CheckpointOptions options;
     options.name = name;
-    if (RECOUP_GET(region, keep) != nullptr && RECOUP_GET(region, restore) != nullptr) {
+    options.layer_number = number;
+    if (const char* part = RECOUP_GET(region, part)) options.part = part;
+    options.module = static_cast<std::uint32_t>(RECOUP_GET(region, modules));
+    if (const auto* recording = static_cast<const Recording*>(plugin->recorder.get())) {
+      options.listener = recording->listener;
+      options.recompute = !recording->profiles();
+    }
+    if (options.recompute && RECOUP_GET(region, keep) != nullptr &&
+        RECOUP_GET(region, restore) != nullptr) {
       options.pack_inputs = host.function(region->keep, failed);
       options.unpack_inputs = host.function(region->restore, failed);
     }
-    out = checkpoint(observer != nullptr ? observer->traced(name, std::move(forward))
-                                         : Forward(std::move(forward)),
-                     in, options);
+    out = checkpoint(std::move(forward), in, options);
     return RECOUP_OK;
   } catch (...) {
     if (exception != nullptr) {
@@ -115,10 +160,6 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
                ? fail(RECOUP_CALLBACK_FAILED, sentence(name, "the host's function"), error, size)
                : fail(RECOUP_ENGINE_FAILED, sentence(name, "the checkpoint"), error, size);
   }
-}
-
-Result<std::shared_ptr<Recorder>> record(const Settings& settings, int rank) {
-  return std::shared_ptr<Recorder>(Observer::open(settings, rank));
 }
 
 }  // namespace

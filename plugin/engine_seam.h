@@ -19,6 +19,8 @@ class Recorder {
   virtual bool profiles() const = 0;
   // Writes what has been gathered. Why it could not, or empty.
   virtual std::string write() = 0;
+  // What is not in the files although it happened, or empty.
+  virtual std::string remark() = 0;
 };
 
 struct Engine {

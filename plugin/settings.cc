@@ -7,11 +7,6 @@
 namespace recoup {
 namespace {
 
-// The variables that the libraries read.
-constexpr char kConfig[] = "RECOUP_CONFIG";
-constexpr char kProfile[] = "RECOUP_PROFILE";
-constexpr char kTrace[] = "RECOUP_TRACE";
-
 // Unset and empty are the same.
 std::string variable(const char* name) {
   const char* value = std::getenv(name);
@@ -32,16 +27,34 @@ Result<Settings> Settings::read(const recoup_host_v1& host) {
                  ": given beside options of the host's own; allowed is one of the two"};
   }
   if (settings.config_path.empty() && !settings.config_yaml) {
-    settings.config_path = variable(kConfig);
+    settings.config_path = variable(kConfigVariable);
   }
-  settings.profile_path = variable(kProfile);
-  settings.trace_path = variable(kTrace);
+  settings.profile_path = variable(kProfileVariable);
+  settings.trace_path = variable(kTraceVariable);
   return settings;
+}
+
+std::vector<std::string> Settings::notices(bool engine) const {
+  std::vector<std::string> notices;
+  if (!engine) {
+    for (const auto& [name, path] :
+         {std::pair(kProfileVariable, profile_path), std::pair(kTraceVariable, trace_path)}) {
+      if (path.empty()) continue;
+      notices.push_back(std::string(name) +
+                        " has no effect: librecoup_policy.so has no engine to measure with; load "
+                        "librecoup.so in a LibTorch host");
+    }
+  } else if (!profile_path.empty()) {
+    notices.push_back(std::string(kProfileVariable) + " is set: this run measures into " +
+                      profile_path +
+                      " and recomputes NOTHING, whatever the options say; unset it to train");
+  }
+  return notices;
 }
 
 std::vector<std::string> Settings::outside() {
   std::vector<std::string> names;
-  for (const char* name : {kConfig, kProfile, kTrace}) {
+  for (const char* name : {kConfigVariable, kProfileVariable, kTraceVariable}) {
     if (!variable(name).empty()) names.push_back(std::string("environment variable ") + name);
   }
   // A value that is none configures too: init() will say what is wrong with it.

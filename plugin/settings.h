@@ -1,6 +1,6 @@
 // What configures recoup from outside the host: every environment variable, the CMake constant, and
-// which of them wins. Nothing else in the libraries reads the environment. plugin/README.md has the
-// table of variables.
+// which of them wins. Nothing else in the libraries reads the environment (the constant mode's
+// value comes through Policy::find_override()). plugin/README.md has the table of variables.
 #pragma once
 
 #include <optional>
@@ -13,6 +13,11 @@
 
 namespace recoup {
 
+// The variables that the libraries read.
+inline constexpr char kConfigVariable[] = "RECOUP_CONFIG";
+inline constexpr char kProfileVariable[] = "RECOUP_PROFILE";
+inline constexpr char kTraceVariable[] = "RECOUP_TRACE";
+
 struct Settings {
   // The options: of the host (a path, or text), else of RECOUP_CONFIG, else none.
   std::string config_path;
@@ -23,6 +28,10 @@ struct Settings {
 
   // An error where the host gives both a path and text, or a variable's value is none.
   static Result<Settings> read(const recoup_host_v1& host);
+
+  // Sentences for the log: what these settings do that must not go unnoticed. `engine`: whether the
+  // library has one to measure with.
+  std::vector<std::string> notices(bool engine) const;
 
   // The names of what is set outside the host, such as "environment variable RECOUP_CONFIG".
   static std::vector<std::string> outside();

@@ -4,8 +4,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -47,7 +50,15 @@ Options parse(int argc, char** argv) {
   app.add_option("--batch", o.batch, "Sequences in a step of each data-parallel rank")
       ->check(positive);
   app.add_option("--steps", o.steps, "Training steps")->check(positive);
-  app.add_option("--seed", o.seed, "Random seed");
+  app.add_option("--seed", o.seed, "Random seed")
+      ->check([](const std::string& text) -> std::string {  // CLI11 wraps what does not fit
+        errno = 0;
+        char* end = nullptr;
+        std::strtoll(text.c_str(), &end, 10);
+        return errno == 0 && end != text.c_str() && *end == '\0'
+                   ? ""
+                   : "must be an integer of 64 bits, not " + text;
+      });
   app.add_option("--learning-rate", o.learning_rate, "AdamW's learning rate");
   app.add_option("--device", o.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
@@ -90,6 +101,40 @@ class Text {
   at::Generator generator_;  // its own, so that data does not depend on the model's draws
 };
 
+// The --report file: opened before training, so that a wrong path costs no run.
+class Report {
+ public:
+  explicit Report(const std::string& path) : path_(path) {
+    if (path.empty()) return;
+    fresh_ = ::access(path.c_str(), F_OK) != 0;
+    file_ = std::fopen(path.c_str(), "a");  // what stands there stays until there is more to say
+    if (file_ == nullptr) fail();
+  }
+  ~Report() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);  // never written: the run failed
+    if (fresh_) std::remove(path_.c_str());
+  }
+  Report(const Report&) = delete;
+  Report& operator=(const Report&) = delete;
+
+  void write(const nlohmann::json& content) {
+    if (file_ == nullptr) return;
+    file_ = std::freopen(path_.c_str(), "w", file_);
+    if (file_ == nullptr) fail();
+    std::fputs((content.dump(2) + "\n").c_str(), file_);
+    if (std::fclose(std::exchange(file_, nullptr)) != 0) fail();
+  }
+
+ private:
+  [[noreturn]] void fail() const {
+    throw std::runtime_error("--report " + path_ + ": cannot be written: " + std::strerror(errno));
+  }
+  std::string path_;
+  std::FILE* file_ = nullptr;
+  bool fresh_ = false;
+};
+
 class Progress {
  public:
   explicit Progress(std::int64_t steps) : steps_(steps), terminal_(isatty(STDERR_FILENO) != 0) {}
@@ -126,6 +171,7 @@ int train(Options o) {
                         : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(world.local_rank));
   const c10::OptionalDeviceGuard on_device(device);
   o.model.tensor_parallel = world.tensor;
+  Report report(world.rank == 0 ? o.report : "");
   recoup::Host recoup;
   if (!o.plugin.empty()) {
     recoup::HostOptions host;
@@ -181,6 +227,7 @@ int train(Options o) {
                     static_cast<double>(tokens_per_step) / steady_seconds(step_seconds));
     }
   }
+  recoup.close();  // a profile or trace that cannot be written is an error
   if (world.rank != 0) return 0;
   const double tokens_per_second =
       static_cast<double>(tokens_per_step) / steady_seconds(step_seconds);
@@ -189,17 +236,16 @@ int train(Options o) {
       "peak, on %s\n",
       losses.front().get<double>(), losses.back().get<double>(), tokens_per_second,
       static_cast<long long>(saved), static_cast<long long>(peak), device.str().c_str());
-  if (!o.report.empty()) {
-    std::ofstream(o.report) << nlohmann::json{{"losses", losses},
-                                              {"saved_bytes", saved},
-                                              {"peak_bytes", peak},
-                                              {"tokens_per_step", tokens_per_step},
-                                              {"step_seconds", step_seconds},
-                                              {"tensor_parallel_collectives",
-                                               world.tensor->collectives()},
-                                              {"tokens_per_second", tokens_per_second}}
-                                   .dump(2)
-                            << "\n";
+  report.write({{"losses", losses},
+                {"saved_bytes", saved},
+                {"peak_bytes", peak},
+                {"tokens_per_step", tokens_per_step},
+                {"step_seconds", step_seconds},
+                {"tensor_parallel_collectives", world.tensor->collectives()},
+                {"tokens_per_second", tokens_per_second}});
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error(std::string("the result cannot be written to standard output: ") +
+                             std::strerror(errno));
   }
   return 0;
 }

@@ -16,18 +16,16 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x) {
   const auto parts =
       qkv(x).view({batch, sequence, 3, heads, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
   using Tensors = std::vector<at::Tensor>;
-  const auto core = [p = dropout, training = is_training()](const Tensors& in) -> Tensors {
+  const auto core = [p = dropout, training = is_training()](const Tensors& in) {
     const auto scores =
         in[0].matmul(in[1].transpose(-2, -1)) / std::sqrt(static_cast<double>(in[0].size(-1)));
     const auto later = at::ones({in[0].size(-2), in[0].size(-2)},
                                 scores.options().dtype(at::kBool).requires_grad(false))
                            .triu(1);
     const auto weights = scores.masked_fill(later, -INFINITY).softmax(-1);
-    return {at::dropout(weights, p, training).matmul(in[2])};
+    return at::dropout(weights, p, training).matmul(in[2]);
   };
-  const auto context = recoup.recomputes(RECOUP_CORE_ATTN)
-                           ? recoup.checkpoint_all<Tensors>("core_attn", core, parts)[0]
-                           : core(parts)[0];
+  const auto context = recoup.run(RECOUP_CORE_ATTN, "core_attn", core, parts);
   return out(context.transpose(1, 2).reshape({batch, sequence, -1}));
 }
 
@@ -84,8 +82,7 @@ void keep_parts(recoup::Layer& layer, const std::shared_ptr<Group>& group) {
 
 LayerImpl::LayerImpl(const Config& c, bool is_moe, recoup::Layer r)
     : dropout(c.dropout), recoup(std::move(r)) {
-  // fc1's output, which level `activation` keeps, is already each rank's own.
-  if (!recoup.mlp_activation_only()) keep_parts(recoup, c.tensor_parallel);
+  keep_parts(recoup, c.tensor_parallel);
   const torch::nn::LayerNormOptions norm_options({c.hidden});
   norm1 = register_module("norm1", torch::nn::LayerNorm(norm_options));
   norm2 = register_module("norm2", torch::nn::LayerNorm(norm_options));
@@ -101,11 +98,7 @@ at::Tensor LayerImpl::forward(const at::Tensor& input) {
   const auto drop = [this](const at::Tensor& t) { return at::dropout(t, dropout, is_training()); };
   const auto x = input + drop(attention->forward(norm1(input)));
   const auto h = norm2(x);
-  if (moe) {
-    const auto forward = [moe = moe](const at::Tensor& in) { return moe->forward(in); };
-    return x +
-           drop(recoup.recomputes(RECOUP_MOE) ? recoup.checkpoint("moe", forward, h) : forward(h));
-  }
+  if (moe) return x + drop(recoup.run(RECOUP_MOE, "moe", moe, h));
   return x + drop(recoup.mlp([mlp = mlp](const at::Tensor& in) { return mlp->fc1(in); },
                              [mlp = mlp](const at::Tensor& in) { return mlp->rest(in); }, h));
 }

@@ -14,6 +14,7 @@ Announcer::Announcer(const CheckpointOptions& options) : listener_(options.liste
   info_->microbatch = options.microbatch;
   info_->run = ++runs;
   info_->recomputed = options.recompute;
+  info_->part = options.part;
 }
 
 void Announcer::unpacks() {

@@ -216,6 +216,7 @@ def _files(tree):
         _source("recoup/plugin.h", "plugin/include/recoup/plugin.h"),
         _source("recoup/modules.h", "hooks/include/recoup/modules.h"),
         _source("recoup/host.hpp", "plugin/include/recoup/host.hpp"),
+        _source("recoup/layer.hpp", "plugin/include/recoup/layer.hpp"),
         _source("recoup/region.hpp", "plugin/include/recoup/region.hpp"),
         _source("recoup/load.h", "plugin/include/recoup/load.h"),
     ]

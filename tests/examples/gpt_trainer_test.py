@@ -1,7 +1,9 @@
 """The example trainer as a user runs it: flags, losses, bytes and errors."""
+import json
 import os
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -72,3 +74,71 @@ def test_bad_flags_and_files_are_one_clear_error(text, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("x")
     assert "needs more than --context" in error("--text", str(short))
+
+
+TINY = ["--layers", "2", "--hidden", "16", "--heads", "2", "--ffn", "64", "--context", "16", "--batch", "2",
+        "--steps", "2", "--device", "cpu"]
+
+
+def trainer(text, *arguments, stdout=subprocess.PIPE, **environment):
+    return subprocess.run([os.path.join(BUILD, "gpt_trainer"), "--text", text, *TINY, *arguments], stdout=stdout,
+                          stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def test_a_report_that_cannot_be_written_is_an_error(text, tmp_path):
+    early = trainer(text, "--report", str(tmp_path / "no" / "r.json"))
+    assert early.returncode == 1 and "r.json: cannot be written: No such file or directory" in early.stderr
+    assert "2/2" not in early.stderr  # before training
+    late = trainer(text, "--report", "/dev/full")
+    assert late.returncode == 1 and "/dev/full: cannot be written: No space left" in late.stderr
+
+
+def test_a_failed_run_leaves_the_report_that_was_there(text, tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("of an earlier run")
+    for report in (old, new):
+        assert trainer(text, "--report", str(report), "--context", "100000000").returncode == 1
+    assert old.read_text() == "of an earlier run" and not new.exists()
+
+
+def test_full_standard_output_is_noticed(text):
+    with open("/dev/full", "w") as full:
+        run = trainer(text, stdout=full)
+    assert run.returncode == 1 and "cannot be written to standard output" in run.stderr
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-99999999999999999999", "1.5", "x", ""])
+def test_seeds_out_of_range_are_refused(text, seed):
+    run = trainer(text, f"--seed={seed}")
+    assert run.returncode not in (0, 1) and "--seed" in run.stderr + run.stdout
+
+
+def test_what_the_plugin_cannot_write_fails_the_run(text, tmp_path):
+    plugin = ["--plugin", os.path.join(BUILD, "librecoup.so")]
+    path = tmp_path / "out" / "trace.json"
+    early = trainer(text, *plugin, RECOUP_TRACE=str(path))
+    assert early.returncode == 1 and f"RECOUP_TRACE={path}: cannot be written" in early.stderr
+    assert "2/2" not in early.stderr
+    both = trainer(text, *plugin, RECOUP_TRACE=str(tmp_path / "x"), RECOUP_PROFILE=str(tmp_path / "x"))
+    assert both.returncode == 1 and "each needs a file of its own" in both.stderr
+    good = trainer(text, *plugin, RECOUP_TRACE=str(tmp_path / "t.json"), RECOUP_PROFILE=str(tmp_path / "p.json"))
+    assert good.returncode == 0 and "RECOUP_PROFILE is set" in good.stderr, good.stderr
+    for name in ("t.json", "p.json"):
+        json.loads((tmp_path / name).read_text())
+
+
+def test_a_killed_run_leaves_a_complete_trace(text, tmp_path):
+    """What was there when the process was killed can be read."""
+    path = tmp_path / "trace.json"
+    run = subprocess.Popen([os.path.join(BUILD, "gpt_trainer"), "--text", text, *TINY, "--steps", "1000000",
+                            "--plugin", os.path.join(BUILD, "librecoup.so")], stderr=subprocess.DEVNULL,
+                           env={**os.environ, "OMP_NUM_THREADS": "1", "RECOUP_TRACE": str(path),
+                                "RECOUP_RECOMPUTE_MLP_NUM_LAYERS": "2"})
+    try:
+        while not path.exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+    finally:
+        run.kill()
+        run.wait()
+    assert len(json.loads(path.read_text())["traceEvents"]) >= 256

@@ -6,6 +6,7 @@
 #define OTHER_VERSION_IN_STRUCT 3
 #define SHORT_STRUCT 4
 #define NO_HOOK 5
+#define DATA_FOR_CODE 6
 
 namespace {
 [[maybe_unused]] recoup_status init(void** plugin, const recoup_host_v1*, char*, size_t) {
@@ -23,7 +24,10 @@ namespace {
     [](void*) {}};
 }  // namespace
 
-#if WRONG != NO_SYMBOL
+#if WRONG == DATA_FOR_CODE
+extern "C" int recoup_plugin_v1_data __asm__(RECOUP_ENTRY_SYMBOL);
+int recoup_plugin_v1_data = 3;
+#elif WRONG != NO_SYMBOL
 extern "C" const recoup_plugin_v1* recoup_plugin_v1_bad(uint32_t) __asm__(RECOUP_ENTRY_SYMBOL);
 const recoup_plugin_v1* recoup_plugin_v1_bad(uint32_t) {
   return WRONG == OTHER_ABI ? nullptr : &plugin;

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 namespace {
@@ -21,6 +23,8 @@ class PolicyPlugin : public testing::Test {
   void SetUp() override {
     ::unsetenv("RECOUP_CONFIG");
     ::unsetenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS");
+    ::unsetenv("RECOUP_PROFILE");
+    ::unsetenv("RECOUP_TRACE");
     options_.name = "host_test";
     options_.num_layers = 24;
     options_.modules = RECOUP_MLP | RECOUP_CORE_ATTN;
@@ -171,6 +175,123 @@ TEST_F(PolicyPlugin, LoadErrorsSayWhatToDo) {
   EXPECT_THAT(error(BAD_PLUGIN "_4.so"),
               HasSubstr("with a struct of 8 bytes, this host version 1 with at least 64"));
   EXPECT_THAT(error(BAD_PLUGIN "_5.so"), HasSubstr("registered no layer-construction hook"));
+  EXPECT_THAT(error(BAD_PLUGIN "_6.so"), HasSubstr("recoup_plugin_v1 is data, not a function"));
+  EXPECT_THAT(error(""), HasSubstr("no plugin was named"));
+}
+
+// glibc's dlopen() dies of such files.
+TEST_F(PolicyPlugin, ATruncatedLibraryIsASentence) {
+  std::ifstream whole(RECOUP_POLICY_PLUGIN, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(whole)), {});
+  ASSERT_GT(bytes.size(), 10000u);
+  const auto path = testing::TempDir() + "truncated.so";
+  for (const auto size :
+       {std::size_t{0}, std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{200},
+        std::size_t{4096}, bytes.size() / 2, bytes.size() - 1}) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), size);
+    EXPECT_THAT(error(path), AllOf(HasSubstr("cannot load the plugin " + path),
+                                   testing::AnyOf(HasSubstr("truncated"), HasSubstr("too short"))))
+        << size;
+  }
+  std::ofstream(path) << std::string(10000, 'x');
+  EXPECT_THAT(error(path), HasSubstr("it is no 64-bit shared library"));
+  std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), bytes.size());
+  EXPECT_EQ(error(path), "loaded");
+}
+
+TEST_F(PolicyPlugin, WhatTheHostDoesNotOfferIsRefused) {
+  const std::string selective = "recompute_granularity: selective\nrecompute_modules: [mlp]\n";
+  const std::vector<std::pair<std::string, std::uint64_t>> options = {
+      {"recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 2\n",
+       RECOUP_CAN_FULL},
+      {selective + "distribute_saved_activations: true\n", RECOUP_CAN_DISTRIBUTE},
+      {selective + "recompute_layer_scope: stage\nrecompute_mlp_num_layers: 2\n",
+       RECOUP_CAN_STAGES}};
+  const std::vector<std::string> bits = {"RECOUP_CAN_FULL", "RECOUP_CAN_DISTRIBUTE",
+                                         "RECOUP_CAN_STAGES"};
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    options_.config_path.clear();
+    options_.config_yaml = options[i].first;
+    options_.stage_num_layers = 24;
+    options_.capabilities = 0;
+    EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), AllOf(HasSubstr("options:"), HasSubstr(bits[i])));
+    options_.capabilities = options[i].second;
+    EXPECT_EQ(error(RECOUP_POLICY_PLUGIN), "loaded") << bits[i];
+  }
+  EXPECT_THAT(warnings_, IsEmpty());
+  options_.config_yaml = selective;
+  options_.modules = 0;
+  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("recoup_host_v1.modules"));
+}
+
+TEST_F(PolicyPlugin, ALayerGivenTwiceIsSaidOnce) {
+  const auto recoup = host(kMlp);
+  recoup.layer({1});
+  recoup.layer({2});
+  EXPECT_THAT(warnings_, IsEmpty());
+  for (int i = 0; i < 3; ++i) recoup.layer({2});
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("layer number 2 was given twice")));
+}
+
+TEST_F(PolicyPlugin, SaysWhatConfiguresItFromOutside) {
+  EXPECT_EQ(recoup::Host::configured(RECOUP_POLICY_PLUGIN), "");
+  ::setenv("RECOUP_CONFIG", "x.yaml", 1);
+  ::setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "", 1);
+  EXPECT_EQ(recoup::Host::configured(RECOUP_POLICY_PLUGIN), "environment variable RECOUP_CONFIG");
+  ::setenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "many", 1);  // wrong, but set
+  EXPECT_EQ(recoup::Host::configured(RECOUP_POLICY_PLUGIN),
+            "environment variable RECOUP_CONFIG, "
+            "environment variable RECOUP_RECOMPUTE_MLP_NUM_LAYERS");
+}
+
+TEST_F(PolicyPlugin, ProfileAndTraceHaveNoEffectHereAndThatIsSaid) {
+  ::setenv("RECOUP_PROFILE", "/no/such/profile.json", 1);
+  ::setenv("RECOUP_TRACE", "/no/such/trace.json", 1);
+  EXPECT_TRUE(host(kMlp).layer({1}).recompute_mlp());
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("RECOUP_PROFILE has no effect"),
+                                     HasSubstr("RECOUP_TRACE has no effect")));
+}
+
+TEST_F(PolicyPlugin, TheFirstLineNamesVersionHostAndFile) {
+  const auto recoup = host(kMlp);
+  EXPECT_FALSE(recoup.version().empty());
+  EXPECT_EQ(lines_.at(0),
+            "recoup " + recoup.version() + ": options of host_test from " + options_.config_path);
+}
+
+TEST_F(PolicyPlugin, AfterCloseALayerSaysSo) {
+  auto recoup = host(kMlp);
+  const auto layer = recoup.layer({1});
+  EXPECT_TRUE(layer.recompute_mlp());
+  recoup.close();
+  recoup.close();  // nothing left to do
+  try {
+    layer.recompute_mlp();
+    ADD_FAILURE();
+  } catch (const std::runtime_error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("decide"));
+  }
+}
+
+// A table of functions as an older library has it, and a longer one as a newer.
+TEST_F(PolicyPlugin, ShorterAndLongerTablesAreSpokenTo) {
+  void* library = dlopen(RECOUP_POLICY_PLUGIN, RTLD_NOW);
+  ASSERT_NE(library, nullptr);
+  const auto* api = reinterpret_cast<recoup_entry>(dlsym(library, RECOUP_ENTRY_SYMBOL))(1);
+  struct {
+    recoup_plugin_v1 table;
+    unsigned char more[64];
+  } table;
+  options_.config_path = file(kMlp);
+  for (const auto size :
+       {RECOUP_PLUGIN_V1_MIN, RECOUP_PLUGIN_V1_MIN + 8, sizeof(table.table), sizeof(table)}) {
+    std::memset(&table, 0xab, sizeof(table));  // what is beyond the size must not be called
+    std::memcpy(&table, api, std::min(size, sizeof(*api)));
+    table.table.struct_size = size;
+    recoup::Host recoup(&table.table, options_);
+    EXPECT_TRUE(recoup.layer({1}).recomputes(RECOUP_CORE_ATTN)) << size;
+    if (size >= sizeof(table.table)) recoup.close();
+  }
 }
 
 // The C interface itself, called wrongly.
@@ -213,8 +334,46 @@ TEST_F(PolicyPlugin, WrongCallsAreStatusesNotCrashes) {
   layer.struct_size = sizeof(layer) + 64;  // a newer host
   layer.layer_number = 1;
   EXPECT_EQ(hook(plugin, &layer, error, sizeof(error)), RECOUP_OK);
+  EXPECT_STREQ(api->module(0)->name, "core_attn");
+  EXPECT_EQ(api->module(1)->bit, static_cast<std::uint32_t>(RECOUP_MLP));
+  EXPECT_EQ(api->module(7), nullptr);
+  EXPECT_EQ(api->module(static_cast<std::size_t>(-1)), nullptr);
+  EXPECT_EQ(api->abi_minor, RECOUP_ABI_MINOR);
+
+  // Asking without giving: no handle, no line, no second layer.
+  layer.struct_size = sizeof(layer);
+  layer.flags = RECOUP_LAYER_QUERY;
+  EXPECT_EQ(hook(plugin, &layer, error, sizeof(error)), RECOUP_OK);
+  EXPECT_EQ(layer.handle, nullptr);
+  EXPECT_EQ(api->decide(plugin, &layer, error, sizeof(error)), RECOUP_INVALID_ARGUMENT);
+  layer.flags = 0;
+  EXPECT_EQ(hook(plugin, &layer, error, sizeof(error)), RECOUP_OK);
+  EXPECT_NE(layer.handle, nullptr);
+  EXPECT_EQ(api->decide(plugin, &layer, error, sizeof(error)), RECOUP_OK);
+  EXPECT_EQ(api->decide(plugin, nullptr, error, sizeof(error)), RECOUP_INVALID_ARGUMENT);
+  layer.struct_size = RECOUP_LAYER_V1_MIN;  // has no handle
+  EXPECT_EQ(api->decide(plugin, &layer, error, sizeof(error)), RECOUP_INVALID_ARGUMENT);
+  layer.struct_size = sizeof(layer);
+
   api->finalize(plugin);
   api->finalize(nullptr);
+  // What was finalized, what another library's init gave, and garbage.
+  char why[256] = "";
+  void* garbage[] = {&layer, reinterpret_cast<void*>(1), reinterpret_cast<void*>(-1),
+                     reinterpret_cast<void*>(0xdeadbeefull)};
+  EXPECT_EQ(api->close(plugin, why, sizeof(why)), RECOUP_INVALID_ARGUMENT);
+  EXPECT_STREQ(why, "recoup: close: this plugin was closed already");
+  EXPECT_EQ(hook(plugin, &layer, why, sizeof(why)), RECOUP_INVALID_ARGUMENT);
+  EXPECT_EQ(api->decide(plugin, &layer, why, sizeof(why)), RECOUP_INVALID_ARGUMENT);
+  for (void* wrong : garbage) {
+    EXPECT_EQ(api->close(wrong, why, sizeof(why)), RECOUP_INVALID_ARGUMENT);
+    EXPECT_THAT(why, HasSubstr("no plugin of this library"));
+    EXPECT_EQ(hook(wrong, &layer, why, sizeof(why)), RECOUP_INVALID_ARGUMENT);
+  }
+  testing::internal::CaptureStderr();
+  api->finalize(plugin);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("was closed already"));
+  EXPECT_EQ(api->close(nullptr, why, sizeof(why)), RECOUP_OK);
 }
 
 }  // namespace

@@ -116,7 +116,7 @@ static inline const recoup_plugin_v1* recoup_open(const char* path, const char* 
                             "recoup: %s is no recoup plugin for this host: it has no symbol %s; %s",
                             path, RECOUP_ENTRY_SYMBOL, same);
   }
-#if defined(__linux__) && defined(RTLD_DL_SYMENT)
+#if defined(__GLIBC__) && defined(__USE_GNU) /* dladdr1(): C++, and C with _GNU_SOURCE */
   {
     Dl_info info;
     void* symbol = NULL;

@@ -61,6 +61,11 @@ std::vector<Tensor> pack(T value) {
   }
 }
 
+template <class T, class Tensor, std::size_t... I>
+T from_list(std::vector<Tensor>& tensors, std::index_sequence<I...>) {
+  return T{std::move(tensors[I])...};
+}
+
 // The value again.
 template <class T, class Tensor>
 T unpack(std::vector<Tensor> tensors) {
@@ -70,11 +75,7 @@ T unpack(std::vector<Tensor> tensors) {
     if (tensors.size() != std::tuple_size<T>::value) {
       throw std::logic_error("recoup: a forward gave another number of tensors when it was run");
     }
-    std::size_t next = 0;
-    // Braces: the elements are taken from left to right.
-    return std::apply(
-        [&](auto... each) { return T{static_cast<decltype(each)>(std::move(tensors[next++]))...}; },
-        T{});
+    return from_list<T>(tensors, std::make_index_sequence<std::tuple_size<T>::value>());
   } else {
     return std::move(tensors.at(0));
   }

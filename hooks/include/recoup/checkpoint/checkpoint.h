@@ -68,6 +68,7 @@ struct CheckpointOptions {
   std::string name = "checkpoint";
   // Which region this is, for listeners: see RegionInfo.
   std::int64_t layer_number = 0;
+  std::string part;
   std::uint32_t module = 0;
   std::int64_t microbatch = 0;
   // Hears what happens to the region; null: nobody.

@@ -31,6 +31,7 @@ struct RegionInfo {
   // are small, or because the options ask for it. The inputs are not counted.
   std::int64_t kept_bytes = 0;
   bool recomputed = true;  // false: what autograd saves is kept, as in a plain run
+  std::string part;        // of the layer, such as "mlp" or "mlp.rest"; empty: unknown
 };
 
 // The functions are called from the threads of forwards and backwards, several at a time, in the

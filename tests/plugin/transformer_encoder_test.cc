@@ -1,4 +1,4 @@
-#include "../../patches/libtorch/transformer_encoder.h"
+#include "recoup/libtorch/transformer_encoder.h"
 
 #include <gtest/gtest.h>
 
