@@ -81,8 +81,12 @@ Decision decision_for(const Context& plugin, const LayerInfo& layer) {
   if (plugin.profiles()) {
     // Everything goes through checkpoint() to be measured, nothing is recomputed.
     decision.profile = 1;
-    decision.recompute_modules = plugin.host_modules & ~RECOUP_MLP_ACTIVATION;
-    decision.recompute_mlp = !layer.is_moe && (plugin.host_modules & RECOUP_MLP) != 0;
+    for (const auto& module : kModules) {
+      const bool has_it = module.layers == RECOUP_EVERY_LAYER ||
+                          (module.layers == RECOUP_MOE_LAYER) == layer.is_moe;
+      if (has_it) decision.recompute_modules |= plugin.host_modules & module.bit;
+    }
+    decision.recompute_mlp = (decision.recompute_modules & RECOUP_MLP) != 0;
     return decision;
   }
   const auto& policy = plugin.policy;
@@ -251,15 +255,16 @@ recoup_status close(void* opaque, char* error, size_t size) {
       return fail(RECOUP_INVALID_ARGUMENT, "recoup: close: " + contexts().problem(opaque), error,
                   size);
     }
+    // The files first: a log that throws costs no measurement.
+    const auto why = plugin->recorder ? plugin->recorder->write() : std::string();
     plugin->say(plugin->construction->finish());
     if (kEngine.checkpoint != nullptr) {
       const auto missing = plugin->layers->never_ran();
       if (!missing.empty()) plugin->say(RECOUP_LOG_WARNING, missing);
     }
-    if (plugin->recorder == nullptr) return RECOUP_OK;
-    const auto why = plugin->recorder->write();
-    if (const auto remark = plugin->recorder->remark(); !remark.empty()) {
-      plugin->say(RECOUP_LOG_WARNING, "recoup: " + remark);
+    if (plugin->recorder != nullptr) {
+      const auto remark = plugin->recorder->remark();
+      if (!remark.empty()) plugin->say(RECOUP_LOG_WARNING, "recoup: " + remark);
     }
     return why.empty() ? RECOUP_OK : fail(RECOUP_INTERNAL, "recoup: " + why, error, size);
   });

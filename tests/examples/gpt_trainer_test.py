@@ -142,3 +142,13 @@ def test_a_killed_run_leaves_a_complete_trace(text, tmp_path):
         run.kill()
         run.wait()
     assert len(json.loads(path.read_text())["traceEvents"]) >= 256
+
+
+def test_a_profile_asks_each_layer_for_what_it_has(text, tmp_path):
+    """An expert layer has no MLP of its own and a dense one no experts: nobody is told off for that."""
+    path = tmp_path / "p.json"
+    report = run_trainer(text, "--moe-every", "2", environment={"RECOUP_PROFILE": str(path)})
+    assert "no checkpoint" not in report["stderr"]
+    parts = {(r["layer"], r["part"]) for r in json.loads(path.read_text())["regions"]}
+    assert parts == {(n, p) for n in (1, 3) for p in ("core_attn", "mlp.fc1", "mlp.rest")} | {
+        (n, p) for n in (2, 4) for p in ("core_attn", "moe")}

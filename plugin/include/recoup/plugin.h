@@ -131,7 +131,7 @@ typedef struct recoup_host_v1 {
   int64_t stage_num_layers;  /* on this pipeline stage; 0: unknown */
   uint32_t modules;          /* what the host can recompute, bits of recoup_module; a
                                 configuration that asks for more is an error */
-  recoup_log_fn log;         /* null: lines go to standard error */
+  recoup_log_fn log;         /* null: lines go to standard error. Called until close returns */
   void* log_user;
   /* Keeps the hook for the layers to come; called once, from init. */
   recoup_status (*register_layer_hook)(void* host, recoup_layer_hook hook, void* plugin);
