@@ -103,6 +103,7 @@ def test_a_library_that_is_no_plugin_or_another_one(program, tmp_path):
     (tmp_path / "all.yaml").write_text(YAML)
     for name, source in {
             "other": "int other;",
+            "data": "int recoup_plugin_v1 = 3;",
             "newer": "const void* recoup_plugin_v1(unsigned v) { (void)v; return 0; }",
             "hookless": '#include "recoup/plugin.h"\n'
                         "static recoup_status init(void** p, const recoup_host_v1* h, char* e, size_t n)"
@@ -117,5 +118,5 @@ def test_a_library_that_is_no_plugin_or_another_one(program, tmp_path):
                        input=source, text=True, check=True)
         ran = run(program, tmp_path / "all.yaml", RECOUP_PLUGIN=str(library))
         assert ran.returncode == 1 and ran.stdout == ""
-        assert ("registered no layer-construction hook" if name == "hookless"
-                else "from the same recoup") in ran.stderr
+        assert {"hookless": "registered no layer-construction hook",
+                "data": "is data, not a function"}.get(name, "from the same recoup") in ran.stderr

@@ -273,6 +273,27 @@ TEST_F(PolicyPlugin, AfterCloseALayerSaysSo) {
   }
 }
 
+// No exception of the host's crosses the library, which may have a C++ runtime of its own inside.
+TEST_F(PolicyPlugin, ALogThatThrowsIsAnError) {
+  int calls = 0, throws_at = 0;
+  bool standard = true;
+  options_.log = [&](recoup_log_level, const std::string&) {
+    if (++calls != throws_at) return;
+    if (standard) throw std::runtime_error("boom");
+    throw 7;
+  };
+  options_.config_path = file(kMlp);
+  throws_at = 1;
+  EXPECT_EQ(error(RECOUP_POLICY_PLUGIN), "recoup: boom");
+  standard = false;
+  throws_at = calls + 1;
+  EXPECT_EQ(error(RECOUP_POLICY_PLUGIN), "recoup: unknown error");
+  const recoup::Host recoup(RECOUP_POLICY_PLUGIN, options_);
+  throws_at = calls + 1;
+  EXPECT_THROW(recoup.layer({1}), std::invalid_argument);
+  EXPECT_TRUE(recoup.layer({2}).recompute_mlp());
+}
+
 // A table of functions as an older library has it, and a longer one as a newer.
 TEST_F(PolicyPlugin, ShorterAndLongerTablesAreSpokenTo) {
   void* library = dlopen(RECOUP_POLICY_PLUGIN, RTLD_NOW);

@@ -30,12 +30,8 @@
 #ifndef RECOUP_HOST_H_
 #define RECOUP_HOST_H_
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
+/* First, so that it can have dladdr1(); <stdio.h>, <stdlib.h> and <string.h> come with it. */
 #include "recoup/load.h"
-#include "recoup/plugin.h"
 
 /* A loaded plugin. All zero: no plugin, and every layer recomputes nothing. */
 typedef struct recoup_loaded {

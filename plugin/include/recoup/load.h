@@ -4,9 +4,14 @@
 #ifndef RECOUP_LOAD_H_
 #define RECOUP_LOAD_H_
 
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* for dladdr1(); without effect where the C library was included before */
+#endif
+
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef __linux__
