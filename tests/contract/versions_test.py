@@ -5,6 +5,7 @@ library, and today's hosts against a library built from each landed version (out
 All load, decide alike and write inside the structs.
 """
 import os
+import re
 import shutil
 import subprocess
 
@@ -14,7 +15,7 @@ from conftest import BUILD, ROOT
 
 HERE = os.path.join(ROOT, "tests", "contract")
 INCLUDES = ["-I", os.path.join(ROOT, "plugin", "include"), "-I", os.path.join(ROOT, "hooks", "include"), "-I", HERE]
-HEADERS = {"1.0": '"plugin_1_0.h"', "today": '"recoup/plugin.h"'}
+HEADERS = {"1.0": '"plugin_1_0.h"', "1.1": '"plugin_1_1.h"', "today": '"recoup/plugin.h"'}
 LANDED = {"1.0": "2df7480"}  # minor version: the last commit that spoke it
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("RECOUP_")}
 LAYERS = 12
@@ -76,7 +77,8 @@ def built(version):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("host, library", [("1.0", "today"), ("today", "1.0"), ("today in C++", "1.0")])
+@pytest.mark.parametrize("host, library", [("1.0", "today"), ("1.1", "today"), ("1.1", "1.0"), ("today", "1.0"),
+                                           ("today in C++", "1.0"), ("today in C++", "today")])
 def test_versions_decide_alike(hosts, host, library, options):
     expected = run(hosts["today"], built("today"), OPTIONS[options])
     got = run(hosts[host], built(library), OPTIONS[options])
@@ -94,6 +96,16 @@ def test_a_host_of_1_0_is_told_what_nobody_could_check(hosts, options, named):
     assert said == [] if named is None else len(said) == 1 and named in said[0]
 
 
+def declarations(text):
+    """A header without its comments and the layout of its lines."""
+    return re.sub(r"/\*.*?\*/|\s+", " ", text, flags=re.S).split()
+
+
+def header(name):
+    with open(os.path.join(ROOT, name)) as file:
+        return file.read()
+
+
 def test_the_copies_are_what_landed():
     """A copy that was touched would prove nothing."""
     for version, commit in LANDED.items():
@@ -101,5 +113,14 @@ def test_the_copies_are_what_landed():
             pytest.skip("no history here")
         landed = subprocess.run(["git", "-C", ROOT, "show", f"{commit}:plugin/include/recoup/plugin.h"],
                                 capture_output=True, text=True, check=True).stdout
-        with open(os.path.join(HERE, HEADERS[version].strip('"'))) as copy:
-            assert copy.read() == landed, version
+        assert header("tests/contract/" + HEADERS[version].strip('"')) == landed, version
+
+
+def test_todays_header_is_the_copy_of_its_version_or_a_new_one():
+    """Who appends to plugin.h raises RECOUP_ABI_MINOR, and the copy of the version before stays."""
+    today = header("plugin/include/recoup/plugin.h")
+    minor = re.search(r"#define RECOUP_ABI_MINOR (\d+)u", today)[1]
+    copy = os.path.join(HERE, f"plugin_1_{minor}.h")
+    assert os.path.exists(copy), f"copy plugin.h to {copy}, and name it in HEADERS"
+    assert declarations(header(copy)) == declarations(today), \
+        f"plugin.h differs from version 1.{minor}; where that has landed, raise RECOUP_ABI_MINOR"

@@ -269,8 +269,10 @@ TEST_F(PolicyPlugin, AfterCloseALayerSaysSo) {
     layer.recompute_mlp();
     ADD_FAILURE();
   } catch (const std::runtime_error& e) {
-    EXPECT_THAT(e.what(), HasSubstr("decide"));
+    EXPECT_STREQ(e.what(),
+                 "recoup: layer 1: its Host was closed; close it once no layer is used any more");
   }
+  EXPECT_THROW(recoup.layer({2}), std::invalid_argument);
 }
 
 // No exception of the host's crosses the library, which may have a C++ runtime of its own inside.

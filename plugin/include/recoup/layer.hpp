@@ -34,7 +34,7 @@ struct Loaded {
   void* hook_plugin = nullptr;
   std::function<void(recoup_log_level, const std::string&)> log;
   bool logs = false;  // rank 0
-  std::atomic<bool> said_one_part{false};
+  std::atomic<bool> closed{false}, said_one_part{false};
 
   void say(recoup_log_level level, const std::string& line) const {
     if (!logs) return;
@@ -47,11 +47,10 @@ struct Loaded {
   // Why it could not be closed in good order, or empty.
   std::string close() {
     char error[1024] = "";
-    void* const closed = std::exchange(plugin, nullptr);
-    if (closed == nullptr) return {};
+    if (plugin == nullptr || closed.exchange(true)) return {};
     if (!RECOUP_HAS(recoup_plugin_v1, api, close) || api->close == nullptr) {
-      api->finalize(closed);
-    } else if (api->close(closed, error, sizeof(error)) != RECOUP_OK) {
+      api->finalize(plugin);
+    } else if (api->close(plugin, error, sizeof(error)) != RECOUP_OK) {
       return error;
     }
     return {};
@@ -172,11 +171,21 @@ class Layer {
  private:
   friend class Host;
 
+  // Null without a plugin.
+  const detail::Loaded* opened() const {
+    const auto* loaded = state_ != nullptr ? state_->loaded.get() : nullptr;
+    if (loaded != nullptr && loaded->closed) {
+      throw std::runtime_error("recoup: layer " + std::to_string(number()) +
+                               ": its Host was closed; close it once no layer is used any more");
+    }
+    return loaded;
+  }
+
   // The decisions for the forward that begins now.
   recoup_layer_v1 ask() const {
     if (state_ == nullptr) return {};
     auto now = state_->layer;
-    const auto* loaded = state_->loaded.get();
+    const auto* loaded = opened();
     // A library without decide() (version 1.0): what the hook said stays.
     if (loaded != nullptr && RECOUP_HAS(recoup_plugin_v1, loaded->api, decide) &&
         loaded->api->decide != nullptr) {
@@ -202,12 +211,11 @@ class Layer {
   Tensors checkpoint_list(const std::string& part, std::uint64_t modules,
                           detail::Function<Tensors> forward, const Tensors& inputs,
                           bool may_distribute) const {
-    if (state_ == nullptr || state_->loaded == nullptr ||
-        state_->loaded->api->checkpoint == nullptr) {
+    const auto* loaded = opened();
+    if (loaded == nullptr || loaded->api->checkpoint == nullptr) {
       throw LoadError("recoup: this plugin has no checkpoint engine; load librecoup.so");
     }
     using Region = detail::Region<Tensors>;
-    const auto& loaded = *state_->loaded;
     const std::string name = "layer " + std::to_string(number()) + " " + part;
     const auto* keeper =
         may_distribute ? static_cast<const Region*>(state_->keeper.get()) : nullptr;
@@ -228,8 +236,8 @@ class Layer {
     Tensors outputs;
     std::exception_ptr exception;
     char error[1024] = "";
-    const auto status = loaded.api->checkpoint(loaded.plugin, &region, &inputs, &outputs,
-                                               &exception, error, sizeof(error));
+    const auto status = loaded->api->checkpoint(loaded->plugin, &region, &inputs, &outputs,
+                                                &exception, error, sizeof(error));
     if (exception) std::rethrow_exception(exception);
     if (status != RECOUP_OK) throw std::runtime_error(error);
     return outputs;
