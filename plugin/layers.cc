@@ -22,6 +22,7 @@ std::string ranges(const std::vector<std::int64_t>& numbers) {
 }  // namespace
 
 void Decision::write_to(recoup_layer_v1& layer) const {
+  // Fields of version 1.0, which every layer has; one that is appended goes through RECOUP_SET.
   layer.recompute_mlp = recompute_mlp;
   layer.recompute_modules = recompute_modules;
   layer.full_group = full_group;
