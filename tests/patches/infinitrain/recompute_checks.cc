@@ -1,4 +1,5 @@
-// patches/infinitrain/sources/recompute.cc alone: operations that save as Function::Apply does, patched.
+// patches/infinitrain/sources/recompute.cc alone: operations that save as Function::Apply does,
+// patched.
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -12,10 +13,10 @@
 using namespace infini_train;
 using namespace infini_train::autograd;
 using recompute::Tensors;
-#define CHECK(c)                                           \
-  if (!(c)) {                                              \
-    std::printf("failed: %s, line %d\n", #c, __LINE__);    \
-    std::exit(1);                                          \
+#define CHECK(c)                                        \
+  if (!(c)) {                                           \
+    std::printf("failed: %s, line %d\n", #c, __LINE__); \
+    std::exit(1);                                       \
   }
 
 int kernels = 0;
@@ -30,7 +31,8 @@ std::shared_ptr<Tensor> make(float value, size_t size = 1) {
 }
 
 // Doubles; saves its input, or its output as a tensor of `size` elements.
-std::shared_ptr<Tensor> op(const std::shared_ptr<Tensor>& x, Graph& graph, bool save_output, size_t size = 1) {
+std::shared_ptr<Tensor> op(const std::shared_ptr<Tensor>& x, Graph& graph, bool save_output,
+                           size_t size = 1) {
   recompute::BeforeForward({x});
   ++kernels;
   auto y = make((*x->value)[0] * 2 + tls_autocast_context.on);
@@ -80,12 +82,16 @@ int main() {
 
   // A nested region, and an error.
   recompute::Checkpoint(
-      [&](const Tensors& in) { return recompute::Checkpoint(mlp, {op(in[0], graph, false)}, "inner"); }, {x}, "outer");
+      [&](const Tensors& in) {
+        return recompute::Checkpoint(mlp, {op(in[0], graph, false)}, "inner");
+      },
+      {x}, "outer");
   CHECK(read(graph[3]) == 24 && read(graph[0]) == 3);
   graph.clear();
   int calls = 0;
-  recompute::Checkpoint([&](const Tensors& in) -> Tensors { return {op(in[0]->Detach(), graph, true, ++calls)}; }, {x},
-                        "layer 2 mlp");
+  recompute::Checkpoint(
+      [&](const Tensors& in) -> Tensors { return {op(in[0]->Detach(), graph, true, ++calls)}; },
+      {x}, "layer 2 mlp");
   try {
     read(graph[0]);
     CHECK(false);
@@ -97,8 +103,10 @@ int main() {
   // Without grad nothing is checkpointed.
   const NoGradGuard no_grad;
   kernels = 0;
-  FunctionCtx::SavedTensorHooksGuard plain({[](const std::shared_ptr<Tensor>& t) -> std::shared_ptr<void> { return t; }, {}});
-  recompute::Checkpoint([&](const Tensors& in) -> Tensors { return {op(in[0], graph, true)}; }, {x}, "r");
+  FunctionCtx::SavedTensorHooksGuard plain(
+      {[](const std::shared_ptr<Tensor>& t) -> std::shared_ptr<void> { return t; }, {}});
+  recompute::Checkpoint([&](const Tensors& in) -> Tensors { return {op(in[0], graph, true)}; }, {x},
+                        "r");
   CHECK(kernels == 1);
   std::puts("all right");
 }
