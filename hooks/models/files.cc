@@ -2,13 +2,11 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
 
+#include "file.h"
 #include "recoup/models/model.h"
 #include "values.h"
 
@@ -152,15 +150,9 @@ Result<Described> read_recoup(const std::string& text, const std::string& name) 
 }
 
 Result<Described> read_model(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return Error{path + ": cannot be read: " + std::strerror(errno)};
-  std::string text;
-  char block[4096];
-  while (file.read(block, sizeof block) || file.gcount() > 0) {
-    text.append(block, static_cast<std::size_t>(file.gcount()));
-    if (text.size() > (8u << 20)) return Error{path + ": is larger than 8 MiB, no model file"};
-  }
-  if (file.bad()) return Error{path + ": cannot be read: " + std::strerror(errno)};
+  const auto content = read_file(path, std::size_t{8} << 20);
+  if (!content.ok()) return Error{content.error().text};
+  const auto& text = content.value();
   const auto first = text.find_first_not_of(" \t\r\n\xEF\xBB\xBF");
   if (first == std::string::npos) return Error{path + ": is empty"};
   if (text[first] == '{' || text[first] == '[') return read_huggingface(text.substr(first), path);

@@ -80,11 +80,14 @@ HeadBytes head_bytes(const Model& m, const Parallel& p) {
       h.saved = 2 * hidden * e + 2 * rows * 4 + 3 * rows * 8;
       h.logits = 2 * logits * e;
       h.backward = 2 * logits * e;
+      h.freed = logits * e;  // log-probabilities
+      h.held = logits * e;   // the trainer's variable
       break;
     case Implementation::kMegatron:
       h.saved = 2 * hidden * e / s;
       h.logits = 4 * logits / t;
       h.backward = e * logits / t;
+      h.freed = h.logits;
       break;
     case Implementation::kHuggingFace:
       // The final norm as any other; the head's input; logits as they are and, for the loss, in
@@ -92,6 +95,7 @@ HeadBytes head_bytes(const Model& m, const Parallel& p) {
       h.saved = hidden * ((m.norm == Norm::kLayer ? e : 4 + e) + e) / s + rows * 8;
       h.logits = logits * (e + 4) / t;
       h.backward = logits * (4 + e) / t;
+      h.freed = h.logits;
       break;
   }
   return h;

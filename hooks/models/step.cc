@@ -35,8 +35,10 @@ struct LayerPlan {
   double other = 0;               // saved and not freed by any unit
   std::vector<Unit> before, mlp;  // units of attention's side, and of the MLP's (at most one)
   double output = 0;              // the hidden state
-  double mlp_transient = 0, attention_transient = 0;  // backward's own, beside what is saved
-  double attention_gradients = 0, mlp_gradients = 0;
+  // What else is allocated for a moment: while attention runs; in its backward; in the MLP's
+  // backward first for the gradient of fc2's input, then for that of fc1's result.
+  double attention_forward = 0, attention_backward = 0, mlp_backward = 0;
+  double attention_gradients = 0, fc1_gradients = 0, fc2_gradients = 0;  // of their weights
   double gathered = 0;  // ZeRO 3: the layer's weights while it runs
   double forward_ns = 0;
 };
@@ -99,7 +101,7 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
       plan.other -= all;
     }
     if (!full) simple(RECOUP_SHARED_EXPERTS, Frees::kSharedExperts, "shared_experts");
-    plan.mlp_transient = bytes.of(Frees::kMoe) + bytes.of(Frees::kMoeAct) / 2;
+    plan.mlp_backward = bytes.of(Frees::kMoe) / 2 + bytes.of(Frees::kMoeAct) / 2;
   } else {
     if ((which & RECOUP_MLP) != 0) {
       Unit u{"mlp",
@@ -113,29 +115,42 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
       plan.mlp.push_back(u);
       plan.other -= bytes.mlp_full();
     }
-    // The gradient of fc2's input, then of fc1's result.
-    plan.mlp_transient = bytes.of(Frees::kMlpFull) * (m.activation == Activation::kGated ? 1.5 : 2);
+    // fc2's input has a gradient while all is saved; the activation's backward frees as it goes.
+    plan.mlp_backward = bytes.of(Frees::kMlpFull);
   }
-  plan.attention_transient =
-      3 * plan.output + (m.attention == Attention::kEager ? 2 * bytes.of(Frees::kCoreAttn) / 3 : 0);
+  if (m.attention == Attention::kEager) {
+    // The scores before and after each step; with dropout more of them is saved and freed again.
+    const double scores = static_cast<double>(p.sequence) / static_cast<double>(p.context) *
+                          static_cast<double>(p.microbatch * p.sequence * m.heads) /
+                          static_cast<double>(p.tensor) * m.act_bytes;
+    plan.attention_forward = (m.attention_dropout > 0 ? 1 : 2) * scores;
+    plan.attention_backward = plan.attention_forward;
+  }
+  plan.attention_backward += 3 * plan.output;
   const double gradient = p.fp32_gradients ? 4 : static_cast<double>(m.weight_bytes);
   const double split = p.zero >= 2 ? static_cast<double>(p.data * p.context) : 1;
-  const double mlp_share = moe ? weights.experts : weights.dense * 2 / 3;
-  plan.mlp_gradients = mlp_share * gradient / split;
-  plan.attention_gradients = (weights.sum() - mlp_share) * gradient / split;
+  const bool gated = m.activation == Activation::kGated;
+  const auto ffn = static_cast<double>(m.layers[std::min(number, m.layers.size() - 1)].ffn);
+  const double fc2 = moe ? weights.experts / 3
+                         : static_cast<double>(m.hidden) * ffn / static_cast<double>(p.tensor);
+  const double fc1 = fc2 * (gated || moe ? 2 : 1);
+  plan.fc2_gradients = fc2 * gradient / split;
+  plan.fc1_gradients = fc1 * gradient / split;
+  plan.attention_gradients = (weights.sum() - fc1 - fc2) * gradient / split;
   if (p.zero == 3) plan.gathered = weights.sum() * static_cast<double>(m.weight_bytes);
   return plan;
 }
 
 class Step {
  public:
-  Step(std::vector<LayerPlan> layers, double at_rest, HeadBytes head, double once,
-       bool first_stage_head, bool gradients_come, double head_gradients)
+  Step(std::vector<LayerPlan> layers, double at_rest, HeadBytes head, double once, bool last,
+       bool gradients_come, double head_gradients, double embedding_gradients)
       : layers_(std::move(layers)),
         head_(head),
-        last_(first_stage_head),
+        last_(last),
         gradients_come_(gradients_come),
         head_gradients_(head_gradients),
+        embedding_gradients_(embedding_gradients),
         sim_(at_rest + once) {}
 
   // `part` of a microbatch's layers, of its first ones.
@@ -145,6 +160,7 @@ class Step {
       const auto& l = layers_[n];
       sim_.add(l.gathered);
       sim_.add(l.other);
+      sim_.add(l.attention_forward), sim_.add(-l.attention_forward);
       auto u = base + first_unit_[n];
       for (const auto& unit : l.before) forward_unit(unit, u++);
       for (const auto& unit : l.mlp) {
@@ -162,26 +178,47 @@ class Step {
     come_ = true;
     if (last_) {
       sim_.add(head_.backward);
-      sim_.add(-head_.backward - head_.logits - head_.saved);
+      sim_.add(-head_.freed - head_.backward / 2);  // the loss's own gradient is through
       gradients(head_gradients_, come);
+      sim_.add(layers_.empty() ? 0 : layers_[0].output);
+      sim_.add(-head_.backward / 2 - (head_.logits + head_.saved - head_.freed - head_.held));
+    } else {
+      sim_.add(layers_.empty() ? 0 : layers_[0].output);  // the gradient that comes in
     }
-    sim_.add(layers_.empty() ? 0 : layers_[0].output);  // the gradient that comes in
     for (auto n = count; n-- > 0;) {
       const auto& l = layers_[n];
       sim_.add(l.gathered);
       auto u = base + first_unit_[n] + static_cast<std::int32_t>(l.before.size() + l.mlp.size());
-      for (const auto& unit : l.mlp) backward_unit(unit, --u, l.mlp_transient);
-      if (l.mlp.empty()) sim_.add(l.mlp_transient), sim_.add(-l.mlp_transient);
-      gradients(l.mlp_gradients, come);
-      for (auto k = l.before.size(); k-- > 0;) {
-        backward_unit(l.before[k], --u, k + 1 == l.before.size() ? l.attention_transient : 0);
+      if (l.mlp.empty()) {
+        sim_.add(l.mlp_backward), sim_.add(-l.mlp_backward);
+        gradients(l.fc2_gradients, come), gradients(l.fc1_gradients, come);
       }
-      if (l.before.empty()) sim_.add(l.attention_transient), sim_.add(-l.attention_transient);
-      sim_.add(-l.other);
+      for (const auto& unit : l.mlp) {
+        begin_backward(unit, --u);
+        sim_.add(l.mlp_backward);
+        gradients(l.fc2_gradients, come);
+        sim_.add(-unit.freed);
+        sim_.event(EventKind::kBackwardEnd, u);
+        sim_.add(l.output);
+        gradients(l.fc1_gradients, come);
+        sim_.add(-l.mlp_backward - l.output);
+      }
+      for (auto k = l.before.size(); k-- > 0;) {
+        begin_backward(l.before[k], --u);
+        const double transient = k + 1 == l.before.size() ? l.attention_backward : 0;
+        sim_.add(transient);
+        sim_.add(-l.before[k].freed - transient);
+        sim_.event(EventKind::kBackwardEnd, u);
+      }
+      if (l.before.empty()) sim_.add(l.attention_backward), sim_.add(-l.attention_backward);
+      sim_.add(2 * l.output - l.other);
       gradients(l.attention_gradients, come);
+      sim_.add(-2 * l.output);
       sim_.add(-l.gathered);
     }
     if (!layers_.empty()) sim_.add(-layers_[0].output);
+    gradients(embedding_gradients_, come);
+    if (last_) sim_.add(-head_.held);
   }
 
   void finish() { sim_.event(EventKind::kStepEnd, -1); }
@@ -224,13 +261,10 @@ class Step {
     sim_.add(-unit.freed);
     sim_.event(EventKind::kForwardEnd, u);
   }
-  void backward_unit(const Unit& unit, std::int32_t u, double transient) {
+  void begin_backward(const Unit& unit, std::int32_t u) {
     sim_.event(EventKind::kBackwardBegin, u);
     sim_.add(unit.freed);
     sim_.event(EventKind::kRerunEnd, u);
-    sim_.add(transient);
-    sim_.add(-unit.freed - transient);
-    sim_.event(EventKind::kBackwardEnd, u);
   }
   void gradients(double amount, bool come) {
     sim_.add(amount);
@@ -240,7 +274,7 @@ class Step {
   std::vector<LayerPlan> layers_;
   HeadBytes head_;
   bool last_, gradients_come_, come_ = false;
-  double head_gradients_;
+  double head_gradients_, embedding_gradients_;
   std::map<std::int64_t, std::int32_t> bases_;  // the first unit of each microbatch
   std::vector<std::int32_t> first_unit_;        // of each layer, within its microbatch
   Simulation sim_;
@@ -320,8 +354,9 @@ Result<Stage> stage_of(const Described& d, std::int64_t number, Recomputable whi
   stage.step_ns = 3 * forward_ns * static_cast<double>(p.microbatches);
 
   // One microbatch more than are held at once: the second finds the first one's gradients.
-  Step step(layers, at_rest, head, once, last, !stand && p.optimizer != "none",
-            head_weights * gradient / (p.zero >= 2 ? replicas : 1));
+  const double shard = p.zero >= 2 ? replicas : 1;
+  Step step(layers, at_rest, head, once, last, !stand, head_weights * gradient / shard,
+            first ? embedding_parameters(m, p) * gradient / shard : 0);
   const auto count = layers.size();
   const auto some = static_cast<std::size_t>(std::ceil(part * static_cast<double>(count)));
   const auto held = std::max<std::int64_t>(whole, 1);

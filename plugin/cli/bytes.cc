@@ -2,33 +2,20 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
+
+#include "command.h"
+#include "recoup/policy/memory_budget.h"
 
 namespace recoup::cli {
 
-Result<std::int64_t> parse_bytes(const std::string& text) {
-  const auto wrong = [&] {
-    return Error{"\"" + text.substr(0, 40) +
-                 "\" is no number of bytes: allowed are 12GiB, 1.5TiB, 500MB or 1048576"};
-  };
-  const auto digits = text.find_first_not_of("0123456789.");
-  const auto number_text = text.substr(0, digits);
-  const auto unit = digits == std::string::npos ? std::string() : text.substr(digits);
-  char* end = nullptr;
-  const double number = std::strtod(number_text.c_str(), &end);
-  if (number_text.empty() || *end != '\0') return wrong();
-  double factor = 1;
-  if (!unit.empty() && unit != "B") {
-    const auto power = std::string("KMGT").find(unit[0]);
-    const auto rest = unit.substr(1);
-    if (power == std::string::npos || (rest != "B" && rest != "iB" && rest != "" && rest != "i")) {
-      return wrong();
-    }
-    factor = std::pow(rest[0] == 'i' ? 1024.0 : 1000.0, static_cast<double>(power + 1));
+std::int64_t budget_bytes(const std::string& text) {
+  const auto parsed = MemoryBudget::parse(text);
+  if (!parsed.ok()) throw Problem("--budget: " + parsed.error().text);
+  if (parsed.value().kind != MemoryBudget::Kind::kBytes) {
+    throw Problem("--budget: " + parsed.value().text() +
+                  " is of a device, and there is none here; give bytes such as 74GiB");
   }
-  const double bytes = number * factor;
-  if (!std::isfinite(bytes) || bytes < 1 || bytes > 1e15) return wrong();
-  return static_cast<std::int64_t>(bytes);
+  return parsed.value().bytes;
 }
 
 std::string show_bytes(double bytes) {

@@ -4,12 +4,11 @@
 #include <cstdint>
 #include <string>
 
-#include "recoup/result.h"
-
 namespace recoup::cli {
 
-// "12GiB", "500MB", "1048576": at least 1. An error says what is allowed.
-Result<std::int64_t> parse_bytes(const std::string& text);
+// A --budget as the policy reads recompute_memory_budget, in bytes: this program knows no device,
+// so that 90% and auto are refused.
+std::int64_t budget_bytes(const std::string& text);
 
 // "73.81 GiB", "224.0 MiB", "512 B".
 std::string show_bytes(double bytes);

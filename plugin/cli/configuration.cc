@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "command.h"
+#include "recoup/policy/layers.h"
 #include "recoup/policy/policy.h"
 #include "table.h"
 

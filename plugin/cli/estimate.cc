@@ -7,6 +7,7 @@
 
 #include "bytes.h"
 #include "model_options.h"
+#include "recoup/policy/layers.h"
 #include "table.h"
 
 namespace recoup::cli {

@@ -1,15 +1,13 @@
 // recoup explain TIMELINE: what holds the peak, what to give up first, what a budget would choose.
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 
 #include "bytes.h"
 #include "command.h"
 #include "configuration.h"
+#include "file.h"
 #include "recoup/budget/choose.h"
+#include "recoup/policy/layers.h"
 #include "table.h"
 
 namespace recoup::cli {
@@ -21,13 +19,7 @@ struct Options {
   bool same = false;
 };
 
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || file.bad())
-    throw Problem(path + ": cannot be read: " + std::strerror(errno != 0 ? errno : EIO));
-  return text;
-}
+constexpr std::size_t kLargestTimeline = std::size_t{1} << 28;
 
 // Units from the one that frees most for its time on; alike ones in one line.
 void print_units(const budget::Model& model) {
@@ -72,7 +64,8 @@ void print_units(const budget::Model& model) {
 }
 
 void explain(const Options& o) {
-  const auto model = value_of(budget::Model::from(value_of(budget::parse(read(o.file), o.file))));
+  const auto model = value_of(budget::Model::from(
+      value_of(budget::parse(value_of(read_file(o.file, kLargestTimeline)), o.file))));
   const auto& t = model.timeline();
   const auto measured = model.predict(model.measured()), plain = model.predict(model.kept()),
              deepest = model.predict(model.deepest());
@@ -86,19 +79,18 @@ void explain(const Options& o) {
   if (!t.units.empty()) print_units(model);
   if (o.budget.empty()) return;
 
-  const auto limit = parse_bytes(o.budget);
-  if (!limit.ok()) throw Problem("--budget: " + limit.error().text);
+  const auto limit = budget_bytes(o.budget);
   budget::Options options;
   options.same_in_microbatches = o.same || !o.output.empty();
   if (o.stage >= 0) options.pipeline = budget::Pipeline{o.stage};
-  const auto choice = budget::choose(model, limit.value(), options);
+  const auto choice = budget::choose(model, limit, options);
   if (!choice.fits) {
-    throw Problem(o.file + ": no choice fits " + show_count(limit.value()) +
-                  " bytes: the least is " + show_count(budget::least_budget(model, options)) +
-                  ", held by " + t.describe(choice.prediction.holder));
+    throw Problem(o.file + ": no choice fits " + show_count(limit) + " bytes: the least is " +
+                  show_count(budget::least_budget(model, options)) + ", held by " +
+                  t.describe(choice.prediction.holder));
   }
   std::printf("\nA budget of %s bytes: peak %s, %.3f ms of recompute a step\n",
-              show_count(limit.value()).c_str(), show_count(choice.prediction.peak).c_str(),
+              show_count(limit).c_str(), show_count(choice.prediction.peak).c_str(),
               static_cast<double>(choice.prediction.cost_ns) / 1e6);
   std::map<std::int64_t, std::map<std::string, std::vector<std::int64_t>>> chosen;
   for (std::size_t u = 0; u < t.units.size(); ++u) {
@@ -128,7 +120,7 @@ void explain(const Options& o) {
     if (u.part == "moe") moe.insert(u.layer);
   }
   write_file(o.output, to_yaml(plan,
-                               "recoup explain " + o.file + " for " + show_count(limit.value()) +
+                               "recoup explain " + o.file + " for " + show_count(limit) +
                                    " bytes: peak " + show_count(choice.prediction.peak) + "\n",
                                layers, moe));
 }

@@ -23,6 +23,9 @@ Model model_of(const HostRow& host, std::int64_t num_layers) {
     if (host.has(module.bit)) model.modules->push_back(module.name);
   }
   model.mlp_activation = host.has(RECOUP_MLP_ACTIVATION);
+  model.full = (host.capabilities & RECOUP_CAN_FULL) != 0;
+  model.distribute = (host.capabilities & RECOUP_CAN_DISTRIBUTE) != 0;
+  model.stages = (host.capabilities & RECOUP_CAN_STAGES) != 0;
   return model;
 }
 

@@ -5,14 +5,15 @@
 #include <string>
 #include <vector>
 
-#include "recoup/modules.h"
+#include "recoup/plugin.h"
 #include "recoup/policy/policy.h"
 
 namespace recoup::cli {
 
 struct HostRow {
   const char* name;
-  std::uint32_t modules;  // bits of recoup_module
+  std::uint32_t modules;       // bits of recoup_module
+  std::uint64_t capabilities;  // bits of recoup_capability
   const char* meaning;
 
   bool has(std::uint32_t bit) const { return (modules & bit) != 0; }
@@ -24,18 +25,23 @@ inline constexpr std::uint32_t kEveryModule = [] {
   return bits;
 }();
 
-// The first row is the default.
+inline constexpr std::uint32_t kMlpAtBothLevels = RECOUP_MLP | RECOUP_MLP_ACTIVATION;
+inline constexpr std::uint64_t kEveryCapability =
+    RECOUP_CAN_FULL | RECOUP_CAN_DISTRIBUTE | RECOUP_CAN_STAGES | RECOUP_CAN_COUNT_MLPS;
+
+// What each says of itself to the plugin. The first row is the default.
 inline constexpr HostRow kHosts[] = {
-    {"any", kEveryModule | RECOUP_MLP_ACTIVATION, "a host that can recompute everything"},
-    {"gpt_trainer", RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE,
-     "examples/gpt"},
-    {"transformer_encoder", RECOUP_MLP | RECOUP_MLP_ACTIVATION,
+    {"any", kEveryModule | RECOUP_MLP_ACTIVATION, kEveryCapability,
+     "a host that can recompute everything"},
+    {"gpt_trainer", kMlpAtBothLevels | RECOUP_CORE_ATTN | RECOUP_MOE,
+     RECOUP_CAN_FULL | RECOUP_CAN_DISTRIBUTE | RECOUP_CAN_STAGES, "examples/gpt"},
+    {"transformer_encoder", kMlpAtBothLevels, 0,
      "torch::nn::TransformerEncoder through patches/libtorch"},
-    {"megatron", kEveryModule, "Megatron-LM through patches/megatron"},
-    {"infinitrain", RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN,
+    {"megatron", kEveryModule, kEveryCapability, "Megatron-LM through patches/megatron"},
+    {"infinitrain", kMlpAtBothLevels | RECOUP_CORE_ATTN, RECOUP_CAN_FULL | RECOUP_CAN_STAGES,
      "InfiniTrain through patches/infinitrain"},
-    {"ggml", RECOUP_MLP | RECOUP_MLP_ACTIVATION, "ggml and llama.cpp through patches/ggml"},
-    {"llmc", RECOUP_MLP | RECOUP_MLP_ACTIVATION, "llm.c through patches/llmc"},
+    {"ggml", kMlpAtBothLevels, 0, "ggml and llama.cpp through patches/ggml"},
+    {"llmc", kMlpAtBothLevels, 0, "llm.c through patches/llmc"},
 };
 
 // The row of that name; null where there is none.

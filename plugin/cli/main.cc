@@ -1,9 +1,11 @@
 // The program `recoup`: everything around a configuration that needs neither a trainer nor
 // LibTorch.
 #include <cstdio>
+#include <limits>
 
 #include "command.h"
 #include "recoup/plugin.h"
+#include "text.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Per-layer activation recompute: what a configuration does, needs and frees.",
@@ -21,7 +23,9 @@ int main(int argc, char** argv) {
     return app.exit(e) == 0 ? 0 : 2;
   } catch (const std::exception& e) {
     std::fflush(stdout);
-    std::fprintf(stderr, "recoup: %s\n", e.what());
+    // What came from a file may be no text.
+    const auto text = recoup::text::printable(e.what(), std::numeric_limits<std::size_t>::max());
+    std::fprintf(stderr, "recoup: %s\n", text.c_str());
     return 1;
   }
   if (std::fflush(stdout) != 0) {

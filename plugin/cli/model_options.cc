@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "text.h"
+
 namespace recoup::cli {
 
 void ModelOptions::add_to(CLI::App& command, bool required) {
@@ -67,8 +69,9 @@ models::Described ModelOptions::read() const {
       described.model.assumed.push_back("stages of " + list + " layers (--stages says otherwise)");
     }
   }
-  for (const auto& assumed : described.model.assumed)
-    std::fprintf(stderr, "assumed: %s\n", assumed.c_str());
+  for (const auto& assumed : described.model.assumed) {
+    std::fprintf(stderr, "assumed: %s\n", text::printable(assumed, 1000).c_str());
+  }
   return described;
 }
 

@@ -65,9 +65,7 @@ std::string what_would(const models::Described& d, models::Recomputable which,
 }
 
 void plan(const Options& o) {
-  const auto parsed = parse_bytes(o.budget);
-  if (!parsed.ok()) throw Problem("--budget: " + parsed.error().text);
-  const auto limit = parsed.value();
+  const auto limit = budget_bytes(o.budget);
   const auto d = o.model.read();
   const auto which = o.model.recomputable();
   Chosen chosen;

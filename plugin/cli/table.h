@@ -1,7 +1,6 @@
 // Columns of text, for terminals and logs.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 
 def lines(done):
-    return [line.split(maxsplit=2) for line in done.stdout.splitlines()[1:]]
+    return [line.split(maxsplit=2) for line in done.stdout.splitlines()[2:]]
 
 
 @pytest.fixture
@@ -27,13 +27,30 @@ SELECTIVE = "recompute_granularity: selective\nrecompute_modules: [mlp]\n"
 def test_the_configurations_of_the_repository(recoup, path):
     done = recoup("check", path, "--layers", 24, "--strict")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("layers")
+    assert done.stdout.splitlines()[1].startswith("layers")
 
 
 def test_what_each_layer_does(check):
     done = check(SELECTIVE + "recompute_mlp_num_layers: 12\nmlp_activation_layers: 7-12\n", "--layers", 24)
     assert lines(done) == [["1-6", "dense", "mlp (level full)"], ["7-12", "dense", "mlp (level activation)"],
                            ["13-24", "dense", "nothing"]]
+
+
+def test_layers_that_count_within_a_stage(check):
+    text = SELECTIVE + "recompute_mlp_num_layers: 2\nrecompute_layer_scope: stage\n"
+    done = check(text, "--layers", 12, "--pipeline-parallel", 3)
+    assert done.stdout.splitlines()[2:] == ["1-2, 5-6, 9-10   dense  mlp (level full)",
+                                            "3-4, 7-8, 11-12  dense  nothing"]
+
+
+def test_a_model_file_says_how_many_and_which_are_moe(check, recoup, tmp_path):
+    model = tmp_path / "config.json"
+    model.write_text('{"model_type": "deepseek_v3", "num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 4,'
+                     '"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 2, "vocab_size": 9}')
+    done = check(SELECTIVE, "--model", model)
+    assert lines(done) == [["1-2", "dense", "mlp (level full)"], ["3-6", "MoE", "nothing"]]
+    done = check(SELECTIVE, "--model", model, "--layers", 7)
+    assert done.returncode == 1 and "has 6 layers" in done.stderr
 
 
 def test_moe_layers(check):
@@ -64,6 +81,7 @@ def test_the_environment_decides_as_in_a_run(check):
     (SELECTIVE + "mlp_recompute_level: activation\n", ("--host", "megatron"), "x.yaml:3:1: mlp_recompute_level: this host"),
     ("recompute_granularity: selective\nrecompute_modules: [moe]\n", ("--host", "infinitrain"),
      'this host cannot recompute "moe"'),
+    ("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 3\n", ("--host", "ggml"), "x.yaml:1:1"),
     (SELECTIVE, ("--layers", "4", "--moe", "all", "--strict"), "no layer of this model recomputes anything"),
     (SELECTIVE + "recompute_mlp_num_layers: 99\n", ("--layers", "4", "--strict"), "names layer 99, but there are 4"),
     (SELECTIVE, ("--layers", "4", "--moe", "7x"), "7x"),

@@ -57,7 +57,10 @@ LayerBytes layer_bytes(const Model& model, const Parallel& parallel, std::size_t
 
 // What forward saves after the last layer (final norm, logits, loss), and what backward adds there.
 struct HeadBytes {
-  double saved = 0, logits = 0, backward = 0;
+  double saved = 0, logits = 0;  // from forward on
+  double backward = 0;           // more, when the loss's backward runs
+  double freed = 0;              // of the first two, right after it
+  double held = 0;               // of the first two, until backward ends: the caller's logits
 };
 HeadBytes head_bytes(const Model& model, const Parallel& parallel);
 
