@@ -24,9 +24,11 @@ double attention_parameters(const Model& m, double t) {
            d(m.result_width()) * d(m.hidden) / t;
   }
   const auto qkv = d(m.query_width()) + 2 * d(m.kv_width());
+  // Where the MLP has biases the output projection has one too (Qwen2: query, key and value alone).
+  const double out_bias = m.attention_bias && m.mlp_bias ? d(m.hidden) : 0;
   return (d(m.hidden) * qkv + d(m.result_width()) * d(m.hidden) + (m.attention_bias ? qkv : 0)) /
              t +
-         (m.qk_norm ? 2 * d(m.head_size) : 0);
+         out_bias + (m.qk_norm ? 2 * d(m.head_size) : 0);
 }
 
 double mlp_parameters(const Model& m, double ffn) {

@@ -32,14 +32,15 @@ struct Unit {
 
 // A layer as its step needs it, in bytes.
 struct LayerPlan {
-  double other = 0;               // saved and not freed by any unit
-  std::vector<Unit> before, mlp;  // units of attention's side, and of the MLP's (at most one)
-  double output = 0;              // the hidden state
+  double other = 0, mlp_other = 0;  // saved and not freed by any unit: attention's side, the MLP's
+  std::vector<Unit> before, mlp;    // units of attention's side, and of the MLP's (at most one)
+  double output = 0;                // the hidden state
   // What else is allocated for a moment: while attention runs; in its backward; in the MLP's
   // backward first for the gradient of fc2's input, then for that of fc1's result.
   double attention_forward = 0, attention_backward = 0, mlp_backward = 0;
-  double attention_gradients = 0, fc1_gradients = 0, fc2_gradients = 0;  // of their weights
-  double gathered = 0;  // ZeRO 3: the layer's weights while it runs
+  double qkv_gradients = 0, out_gradients = 0, fc1_gradients = 0, fc2_gradients = 0;  // of weights
+  double qkv_backward = 0;  // the gradient of query, key and value together
+  double gathered = 0;      // ZeRO 3: the layer's weights while it runs
   double forward_ns = 0;
 };
 
@@ -75,12 +76,21 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
   LayerPlan plan;
   plan.output = bytes.input;
   plan.forward_ns = times.forward;
-  plan.other = bytes.total();
+  // The MLP's side: its rows, and of the norms the later half.
+  const auto tensors = saved_by(m, p, number);
+  const auto norms = std::count_if(tensors.begin(), tensors.end(),
+                                   [](const SavedTensor& t) { return t.part == "norm"; });
+  std::ptrdiff_t norm = 0;
+  for (const auto& t : tensors) {
+    const bool late = t.part == "norm" && ++norm > (m.parallel_block ? norms : norms / 2);
+    const bool of_mlp = late || t.part == "mlp" || t.part == "moe" || t.part == "shared";
+    if (!t.once) (of_mlp ? plan.mlp_other : plan.other) += t.bytes();
+  }
   const auto ns = [&](Frees f) { return times.rerun[static_cast<std::size_t>(f)]; };
   const auto simple = [&](std::uint32_t bit, Frees f, const char* part) {
     if ((which & bit) == 0 || bytes.of(f) <= 0) return;
     plan.before.push_back({part, bytes.of(f), 0, 0, ns(f), 0, true, false});
-    plan.other -= bytes.of(f);
+    (f == Frees::kSharedExperts ? plan.mlp_other : plan.other) -= bytes.of(f);
   };
   simple(RECOUP_LAYERNORM, Frees::kLayernorm, "layernorm");
   simple(RECOUP_MLA_UP_PROJ, Frees::kMlaUpProj, "mla_up_proj");
@@ -98,7 +108,7 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
              full,
              act};
       plan.mlp.push_back(u);
-      plan.other -= all;
+      plan.mlp_other -= all;
     }
     if (!full) simple(RECOUP_SHARED_EXPERTS, Frees::kSharedExperts, "shared_experts");
     plan.mlp_backward = bytes.of(Frees::kMoe) / 2 + bytes.of(Frees::kMoeAct) / 2;
@@ -113,7 +123,7 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
              true,
              (which & RECOUP_MLP_ACTIVATION) != 0};
       plan.mlp.push_back(u);
-      plan.other -= bytes.mlp_full();
+      plan.mlp_other -= bytes.mlp_full();
     }
     // fc2's input has a gradient while all is saved; the activation's backward frees as it goes.
     plan.mlp_backward = bytes.of(Frees::kMlpFull);
@@ -123,10 +133,20 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
     const double scores = static_cast<double>(p.sequence) / static_cast<double>(p.context) *
                           static_cast<double>(p.microbatch * p.sequence * m.heads) /
                           static_cast<double>(p.tensor) * m.act_bytes;
-    plan.attention_forward = (m.attention_dropout > 0 ? 1 : 2) * scores;
-    plan.attention_backward = plan.attention_forward;
+    const bool dropout = m.attention_dropout > 0;
+    plan.attention_forward = (dropout ? 1 : 2) * scores;
+    // With one sequence query, key and value are views of one tensor, which stays to the end.
+    const double result = plan.output / static_cast<double>(p.sequence_parallel ? 1 : p.tensor);
+    const double value = p.microbatch > 1 ? result : 0;
+    plan.attention_backward =
+        dropout ? scores + result : std::max(scores + result, 2 * scores - value);
+  } else {
+    plan.attention_backward = 3 * plan.output;
   }
-  plan.attention_backward += 3 * plan.output;
+  const double tokens = static_cast<double>(p.sequence) / static_cast<double>(p.context) *
+                        static_cast<double>(p.microbatch);
+  plan.qkv_backward = tokens * static_cast<double>(m.query_width() + 2 * m.kv_width()) /
+                      static_cast<double>(p.tensor) * m.act_bytes;
   const double gradient = p.fp32_gradients ? 4 : static_cast<double>(m.weight_bytes);
   const double split = p.zero >= 2 ? static_cast<double>(p.data * p.context) : 1;
   const bool gated = m.activation == Activation::kGated;
@@ -136,7 +156,10 @@ LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
   const double fc1 = fc2 * (gated || moe ? 2 : 1);
   plan.fc2_gradients = fc2 * gradient / split;
   plan.fc1_gradients = fc1 * gradient / split;
-  plan.attention_gradients = (weights.sum() - fc1 - fc2) * gradient / split;
+  const double out =
+      static_cast<double>(m.result_width() * m.hidden) / static_cast<double>(p.tensor);
+  plan.out_gradients = out * gradient / split;
+  plan.qkv_gradients = (weights.sum() - fc1 - fc2 - out) * gradient / split;
   if (p.zero == 3) plan.gathered = weights.sum() * static_cast<double>(m.weight_bytes);
   return plan;
 }
@@ -163,6 +186,7 @@ class Step {
       sim_.add(l.attention_forward), sim_.add(-l.attention_forward);
       auto u = base + first_unit_[n];
       for (const auto& unit : l.before) forward_unit(unit, u++);
+      sim_.add(l.mlp_other);
       for (const auto& unit : l.mlp) {
         forward_unit(unit, u++);
         sim_.add(-unit.output);  // into the residual sum, which the next norm saves
@@ -203,6 +227,9 @@ class Step {
         gradients(l.fc1_gradients, come);
         sim_.add(-l.mlp_backward - l.output);
       }
+      sim_.add(l.output);  // through the norm
+      sim_.add(-l.output - l.mlp_other);
+      gradients(l.out_gradients, come);
       for (auto k = l.before.size(); k-- > 0;) {
         begin_backward(l.before[k], --u);
         const double transient = k + 1 == l.before.size() ? l.attention_backward : 0;
@@ -211,13 +238,16 @@ class Step {
         sim_.event(EventKind::kBackwardEnd, u);
       }
       if (l.before.empty()) sim_.add(l.attention_backward), sim_.add(-l.attention_backward);
-      sim_.add(2 * l.output - l.other);
-      gradients(l.attention_gradients, come);
-      sim_.add(-2 * l.output);
+      // What the query, key and value GEMM and the norm before it saved goes last.
+      const double tail = std::min(l.other, 2 * l.output);
+      sim_.add(tail - l.other);
+      sim_.add(l.qkv_backward + l.output);
+      gradients(l.qkv_gradients, come);
+      sim_.add(-l.qkv_backward - l.output - tail);
       sim_.add(-l.gathered);
     }
-    if (!layers_.empty()) sim_.add(-layers_[0].output);
     gradients(embedding_gradients_, come);
+    if (!layers_.empty()) sim_.add(-layers_[0].output);
     if (last_) sim_.add(-head_.held);
   }
 
