@@ -92,6 +92,12 @@ def test_what_is_refused(check, text, arguments, message):
     assert message in done.stderr and done.stderr.startswith("recoup: ")
 
 
+def test_a_budget_is_for_hosts_that_keep_one(check):
+    text = SELECTIVE + "recompute_memory_budget: 74GiB\n"
+    assert check(text, "--layers", 4).returncode == 0
+    assert "x.yaml:3:1: recompute_memory_budget: this host" in check(text, "--host", "ggml").stderr
+
+
 def test_warnings_alone_pass(check):
     assert check(SELECTIVE + "recompute_mlp_num_layers: 99\n", "--layers", 4).returncode == 0
 
