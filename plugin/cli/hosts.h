@@ -40,8 +40,10 @@ inline constexpr HostRow kHosts[] = {
     {"megatron", kEveryModule, kEveryCapability, "Megatron-LM through patches/megatron"},
     {"infinitrain", kMlpAtBothLevels | RECOUP_CORE_ATTN, RECOUP_CAN_FULL | RECOUP_CAN_STAGES,
      "InfiniTrain through patches/infinitrain"},
-    {"ggml", kMlpAtBothLevels, 0, "ggml and llama.cpp through patches/ggml"},
-    {"llmc", kMlpAtBothLevels, 0, "llm.c through patches/llmc"},
+    {"ggml", kMlpAtBothLevels, RECOUP_CAN_STAGES | RECOUP_CAN_COUNT_MLPS,
+     "ggml and llama.cpp through patches/ggml"},
+    {"llmc", kMlpAtBothLevels, RECOUP_CAN_STAGES | RECOUP_CAN_COUNT_MLPS,
+     "llm.c through patches/llmc"},
 };
 
 // The row of that name; null where there is none.
