@@ -39,8 +39,8 @@ def test_what_each_layer_does(check):
 def test_layers_that_count_within_a_stage(check):
     text = SELECTIVE + "recompute_mlp_num_layers: 2\nrecompute_layer_scope: stage\n"
     done = check(text, "--layers", 12, "--pipeline-parallel", 3)
-    assert done.stdout.splitlines()[2:] == ["1-2, 5-6, 9-10   dense  mlp (level full)",
-                                            "3-4, 7-8, 11-12  dense  nothing"]
+    assert done.stdout.splitlines()[2:] == ["1-2,5-6,9-10   dense  mlp (level full)",
+                                            "3-4,7-8,11-12  dense  nothing"]
 
 
 def test_a_model_file_says_how_many_and_which_are_moe(check, recoup, tmp_path):
