@@ -17,8 +17,8 @@ struct Pipeline {
 
 struct Options {
   std::optional<Pipeline> pipeline;
-  // A layer's part is at the same level in every microbatch: what a configuration file can say. Wins
-  // over `pipeline`.
+  // A layer's part is at the same level in every microbatch: what a configuration file can say.
+  // Wins over `pipeline`.
   bool same_in_microbatches = false;
 };
 
