@@ -158,3 +158,33 @@ class TestWithTorch:
             policy = run([with_torch, "-c", f"import recoup; print(recoup.Policy('t', yaml='{TWO}', "
                           "num_layers=3).decide(1).mlp)"], **variables)
             assert policy.stdout == "True\n", policy.stderr
+
+
+def test_megatrons_door_needs_neither_torch_nor_a_compiler(empty, tmp_path):
+    for command in ([empty, "-m", "recoup.megatron"], [empty.parent / "recoup-megatron"]):
+        done = run([*command, "--help"])
+        assert done.returncode == 0 and "--recompute-MODULE-num-layers" in done.stdout, done.stderr
+    core = "megatron/core/transformer/"
+    tree = {
+        core + "transformer_config.py": """
+class TransformerConfig:
+    recompute_modules: object = None
+
+    def __post_init__(self):
+        if self.recompute_granularity is not None:
+            allowed_modules = {"core_attn", "mlp"}
+            assert not set(self.recompute_modules) - allowed_modules
+""", core + "transformer_layer.py": """
+class TransformerLayer:
+    def __init__(self, config):
+        super().__init__(config=config)
+        if "mlp" in self.config.recompute_modules:
+            self.recompute_mlp = True
+"""}
+    for path, text in tree.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    for command, last in (("apply", "patched"), ("status", "applied"), ("revert", "reverted")):
+        done = run([empty.parent / "recoup-megatron", "patch", command, tmp_path])
+        assert done.returncode == 0 and last in done.stdout, done.stderr
+    assert all((tmp_path / path).read_text() == text for path, text in tree.items())
