@@ -19,11 +19,11 @@ std::string Timeline::describe(std::size_t i) const {
   };
   switch (e.kind) {
     case EventKind::kForwardBegin:
-      return "before the forward of " + name(e.unit);
+      return "the stretch before the forward of " + name(e.unit);
     case EventKind::kForwardEnd:
       return "the forward of " + name(e.unit);
     case EventKind::kBackwardBegin:
-      return "before the backward of " + name(e.unit);
+      return "the stretch before the backward of " + name(e.unit);
     case EventKind::kRerunEnd:
       return "the rerun of " + name(e.unit);
     case EventKind::kBackwardEnd:
