@@ -1,12 +1,13 @@
 """Every code block of every README is run, or says why not.
 
   ```bash            run from the repository's root, with the test environment's Python in PATH
-  ```python          run by that Python, with the package `recoup` importable
+  ```python          run by that Python after the README's earlier ones, with the package `recoup` importable
   ```yaml            read by recoup's own configuration parser
   ```cpp, c, cmake   preceded by <!-- from: FILE -->: its lines stand in FILE, in this order, and FILE is
                      compiled or run by another test
   ```text, ```       output: not code
 
+<!-- run by: FILE --> before a block: that test takes the block from the README and runs it.
 <!-- not run: why --> before a block leaves it out; there may be few of those.
 """
 import os
@@ -21,7 +22,7 @@ from conftest import BUILD, ROOT
 
 MOST_NOT_RUN = 15
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-COMMENT = re.compile(r"<!-- (not run|from): (.+?) -->\s*\Z", re.S)
+COMMENT = re.compile(r"<!-- (not run|run by|from): ((?:(?!-->).)+?) -->\s*\Z", re.S)
 
 
 def readmes():
@@ -35,10 +36,13 @@ def blocks():
     for readme in readmes():
         with open(os.path.join(ROOT, readme)) as file:
             text = file.read()
+        earlier = ""  # the Python before
         for match in FENCE.finditer(text):
             language, code = match.groups()
             if language in ("", "text"):
                 continue
+            if language == "python":
+                code = earlier = earlier + code
             comment = COMMENT.search(text[:match.start()])
             line = text.count("\n", 0, match.start()) + 1
             yield pytest.param(language, code, comment.groups() if comment else (None, None), id=f"{readme}:{line}")
@@ -59,6 +63,10 @@ def test_block(language, code, comment):
     kind, what = comment
     if kind == "not run":
         pytest.skip(what)
+    if kind == "run by":
+        with open(os.path.join(ROOT, what)) as file:
+            assert "README" in file.read(), f"{what} reads no README"
+        return
     if kind == "from":
         with open(os.path.join(ROOT, what)) as file:
             rest = iter([line.strip() for line in file])
