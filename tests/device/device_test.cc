@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <random>
 #include <thread>
@@ -105,7 +106,10 @@ class OnTheDevice : public testing::Test {
   }
   void SetUp() override { schedule(0); }
   void TearDown() override { testdev::synchronize_all(); }
-  static void schedule(std::uint64_t number) { testdev::set_delays(base_seed() + number, 60); }
+  // Long delays make it sure that what nobody waits for is late, also on a busy machine.
+  static void schedule(std::uint64_t number, int microseconds = 60) {
+    testdev::set_delays(base_seed() + number, microseconds);
+  }
 };
 
 TEST_F(OnTheDevice, EqualsTheCpuAndThePlainRun) {
@@ -216,7 +220,7 @@ TEST_F(OnTheDevice, AReaderOnAnotherStreamWaitsForTheRecompute) {
     return on_cpu({x.grad(), mlp.w1.grad(), seen});
   };
   for (int i = 0; i < 30; ++i) {
-    schedule(i);
+    schedule(i, 1000);
     expect_equal(run(true), run(false));
   }
 }
@@ -245,7 +249,7 @@ TEST_F(OnTheDevice, PackedInputsComeBackOnTheCallersStream) {
     return on_cpu({x.grad(), mlp.w1.grad(), seen});
   };
   for (int i = 0; i < 30; ++i) {
-    schedule(i);
+    schedule(i, 1000);
     expect_equal(run(true), run(false));
   }
 }
@@ -358,7 +362,11 @@ TEST_F(OnTheDevice, TwoThreadsRecomputeDropout) {
       losses.push_back(checkpoint(
                            [mlp](const at::Tensor& in) {
                              auto h = in;
-                             for (int k = 0; k < 4; ++k) h = at::dropout(mlp(h), 0.5, true);
+                             for (int k = 0; k < 4; ++k) {
+                               h = at::dropout(mlp(h), 0.5, true);
+                               // The other threads' turn, were they let in.
+                               std::this_thread::sleep_for(std::chrono::microseconds(300));
+                             }
                              return h;
                            },
                            inputs.back())
