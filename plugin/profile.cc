@@ -65,7 +65,7 @@ void Profile::forward_ends(const RegionInfo& region) noexcept {
   if (fresh) order_.push_back(key);
   auto& m = place->second;
   m.input_bytes = running.input_bytes;
-  m.saved_bytes = running.saved_bytes;
+  m.saved_bytes = running.saved_bytes - region.kept_bytes;  // those a recompute keeps too
   m.extra_bytes = 0;
   for (const auto* storage : running.inputs) {
     if (running.seen.count(storage) == 0) {

@@ -37,6 +37,7 @@
 
 #include "libtorch_framework.h"
 #include "saved_tensors.h"
+#include "small_tensors.h"
 
 namespace recoup {
 namespace {
@@ -168,10 +169,12 @@ Tensors recomputed(Forward forward, Forward rest, const Tensors& inputs,
 
 // A region that somebody listens to and that is not recomputed.
 struct KeptRegion {
-  explicit KeptRegion(const CheckpointOptions& options) : name(options.name), announcer(options) {}
+  KeptRegion(const Tensors& inputs, const CheckpointOptions& options)
+      : name(options.name), announcer(options), small(inputs, options.keep_small) {}
   ~KeptRegion() { announcer.tell(&EventListener::released); }
   const std::string name;
   Announcer announcer;
+  SmallTensors small;  // what a recompute would keep
 };
 
 class KeptHooks final : public torch_private::Hooks {
@@ -179,6 +182,7 @@ class KeptHooks final : public torch_private::Hooks {
   explicit KeptHooks(std::shared_ptr<KeptRegion> region) : region_(std::move(region)) {}
   void call_pack_hook(const at::Tensor& t) override {
     region_->announcer.saved(t);
+    if (region_->small.is_one(t)) region_->announcer.keeps(region_->small.keep(t));
     version_.emplace(t);
     data_ = t.tensor_data();
   }
@@ -199,7 +203,7 @@ class KeptHooks final : public torch_private::Hooks {
 };
 
 Tensors kept(const Forward& forward, const Tensors& inputs, const CheckpointOptions& options) {
-  const auto region = std::make_shared<KeptRegion>(options);
+  const auto region = std::make_shared<KeptRegion>(inputs, options);
   region->announcer.forward_begins(inputs);
   const ForwardEnds ends{region->announcer};
   HooksOf<KeptHooks, std::shared_ptr<KeptRegion>> scope(region);

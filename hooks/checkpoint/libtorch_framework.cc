@@ -52,14 +52,12 @@ LibTorchFramework::LibTorchFramework(Region& region, Forward forward, Forward re
       rest_(rest ? std::make_unique<RestPart>(region, std::move(rest)) : nullptr),
       options_(options),
       announcer_(options),
-      state_(inputs) {
+      state_(inputs),
+      small_(inputs, options.keep_small) {
   TORCH_CHECK(!options.pack_inputs == !options.unpack_inputs, "recoup: ", options.name,
               ": pack_inputs and unpack_inputs go together");
   for (const auto& input : inputs) {
     requires_grad_.push_back(input.defined() && input.requires_grad());
-    if (input.defined() && input.layout() == at::kStrided && !input.is_nested()) {
-      input_bytes_ += static_cast<std::int64_t>(input.nbytes());
-    }
   }
   const auto save = [this](const Tensors& tensors) {
     inputs_.reserve(tensors.size());
@@ -113,19 +111,6 @@ void LibTorchFramework::take_pending_values() {
   }
 }
 
-bool LibTorchFramework::is_small(const at::Tensor& t) const {
-  if (options_.keep_small <= 0 || !t.has_storage() ||
-      t.unsafeGetTensorImpl()->is_python_dispatch()) {
-    return false;
-  }
-  // Of the whole storage, which a view would keep. A parameter is there anyway, until its owner
-  // frees it (as ZeRO does): it is not ours to keep.
-  const auto bytes = static_cast<double>(t.storage().nbytes());
-  const double limit = options_.keep_small * static_cast<double>(input_bytes_);
-  return bytes <= limit && static_cast<double>(kept_bytes_) + bytes <= 4 * limit &&
-         !leaf_of(t).defined();
-}
-
 std::optional<LibTorchFramework::Held> LibTorchFramework::keep(const Record&, const at::Tensor& t) {
   if (rest_ && rest_->running() && t.layout() == at::kStrided && !t.is_nested()) {
     const auto leaf = leaf_of(t);
@@ -134,9 +119,8 @@ std::optional<LibTorchFramework::Held> LibTorchFramework::keep(const Record&, co
       return Held{leaf, Version(leaf), std::make_shared<const Geometry>(t)};
     }
   }
-  if (!is_small(t) && !(options_.keep_saved && options_.keep_saved(t))) return std::nullopt;
-  if (t.has_storage()) kept_bytes_ += static_cast<std::int64_t>(t.storage().nbytes());
-  announcer_.keeps(kept_bytes_);
+  if (!small_.is_one(t) && !(options_.keep_saved && options_.keep_saved(t))) return std::nullopt;
+  announcer_.keeps(small_.keep(t));
   return hold(t);
 }
 

@@ -17,6 +17,7 @@
 #include "recoup/checkpoint/checkpoint.h"
 #include "recoup/checkpoint/recompute.h"
 #include "saved_input.h"
+#include "small_tensors.h"
 #include "tensor_facts.h"
 #include "torch_private.h"
 
@@ -91,7 +92,6 @@ class LibTorchFramework : public FrameworkDefaults {
     c10::Stream stream;
     std::shared_ptr<c10::Event> event;
   };
-  bool is_small(const at::Tensor& t) const;
   void take_pending_values();
   Tensors inputs_again();
   void streams_wait_for_current(const Tensors& leaves);
@@ -104,10 +104,10 @@ class LibTorchFramework : public FrameworkDefaults {
   CheckpointOptions options_;
   Announcer announcer_;
   RecomputeState state_;
+  SmallTensors small_;
   Unsaved unsaved_;
-  std::vector<SavedInput> inputs_;   // or what pack_inputs() made of them
-  std::vector<bool> requires_grad_;  // of each of the forward's inputs
-  std::int64_t input_bytes_ = 0, kept_bytes_ = 0;
+  std::vector<SavedInput> inputs_;    // or what pack_inputs() made of them
+  std::vector<bool> requires_grad_;   // of each of the forward's inputs
   std::vector<Done> recompute_done_;  // guarded by Recompute's long mutex
   // Saved by the operation under way, which may not have filled them yet.
   std::vector<std::pair<std::shared_ptr<Fingerprint>, at::Tensor>> pending_values_;

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <thread>
 
 #include "fixtures.h"
@@ -54,7 +55,13 @@ TEST(Threads, BackwardElsewhereWithDropout) {
   const auto w = torch::full({8, 8}, 0.05, torch::requires_grad());
   std::vector<at::Tensor> xs, losses, expected;
   const auto f = [w](const Tensors& in) -> Tensors {
-    return {at::dropout(in[0].mm(w), 0.5, true).mm(w)};
+    auto h = in[0];
+    for (int i = 0; i < 3; ++i) {
+      h = at::dropout(h.mm(w), 0.5, true);
+      // The other threads' turn, were they let in.
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+    }
+    return {h.mm(w)};
   };
   torch::manual_seed(1);
   for (int i = 0; i < 6; ++i) {

@@ -68,7 +68,7 @@ def find_layers(model, layers=None, mlp=None):
         named = [(f"{path}.{i}", layer) for i, layer in enumerate(modules)]
     else:
         named = [(path, module) for path, module in model.named_modules()
-                 if fnmatch.fnmatchcase(path, layers) and path.count(".") == layers.count(".")]
+                 if path and fnmatch.fnmatchcase(path, layers) and path.count(".") == layers.count(".")]
         if not named:
             raise ValueError(f'recoup.apply: layers="{layers}" names no module of {type(model).__name__}; '
                              f"{_KEYWORDS}")

@@ -1,5 +1,5 @@
 // The engine alone, in a project of somebody else's.
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 
 #include <cstdio>
 

@@ -27,8 +27,9 @@ struct RegionInfo {
   std::uint32_t module = 0;       // a bit of recoup/modules.h; 0: none of them
   std::int64_t microbatch = 0;    // the caller's own number for this run
   std::uint64_t run = 0;          // differs between all runs of all regions in a process; never 0
-  // Of a recomputed region, from forward_ends on: bytes of saved tensors that are kept because they
-  // are small, or because the options ask for it. The inputs are not counted.
+  // From forward_ends on: bytes of saved tensors that a recomputed region keeps because they are
+  // small, or because the options ask for it; of a kept region, those that are small. The inputs
+  // are not counted.
   std::int64_t kept_bytes = 0;
   bool recomputed = true;  // false: what autograd saves is kept, as in a plain run
   std::string part;        // of the layer, such as "mlp" or "mlp.rest"; empty: unknown
