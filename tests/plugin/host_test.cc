@@ -224,6 +224,21 @@ TEST_F(PolicyPlugin, WhatTheHostDoesNotOfferIsRefused) {
   EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("recoup_host_v1.modules"));
 }
 
+TEST_F(PolicyPlugin, NoNumberOfMlpsIsAnUnknownOne) {
+  options_.capabilities = RECOUP_CAN_COUNT_MLPS;
+  options_.config_yaml =
+      "recompute_granularity: selective\nrecompute_modules: [mlp]\nrecompute_layer_scope: mlp\n"
+      "recompute_mlp_num_layers: 2\n";
+  EXPECT_EQ(error(RECOUP_POLICY_PLUGIN), "loaded");
+  EXPECT_THAT(warnings_, IsEmpty());
+  options_.config_yaml += "recompute_mlp_layers: '!last'\n";
+  const auto at = options_.config_yaml.find("recompute_mlp_num_layers");
+  options_.config_yaml.erase(at, options_.config_yaml.find('\n', at) + 1 - at);
+  EXPECT_THAT(error(RECOUP_POLICY_PLUGIN), HasSubstr("does not say how many MLPs there are"));
+  options_.num_mlps = 3;
+  EXPECT_EQ(error(RECOUP_POLICY_PLUGIN), "loaded");
+}
+
 TEST_F(PolicyPlugin, ALayerGivenTwiceIsSaidOnce) {
   const auto recoup = host(kMlp);
   recoup.layer({1});

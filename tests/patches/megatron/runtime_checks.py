@@ -329,10 +329,11 @@ def test_row_21_what_megatron_cannot_do_is_refused(says):
         cpu.config()
 
 
-def test_moe_layers_and_dense_layers_between_them(says):
+def test_moe_layers_and_dense_layers_between_them(says, caplog):
     says(n=4)
     gpt = cpu.model(num_moe_experts=2)
     assert mlp(gpt) == first(0)
+    assert sum("is an MoE layer: no MLP is recomputed" in line for line in lines(caplog)) == 1
 
 
 def test_row_12_layers_without_an_mlp_are_not_wrapped():

@@ -63,6 +63,9 @@ def configure(config) -> None:
         if source.full:
             _configure_full(config, source)
         elif source.modules:
+            if "mlp" in source.modules and counts.get("num_mlps") == 0:
+                _log.once(f"every layer of the {_model(config)} is an MoE layer: no MLP is recomputed as mlp",
+                          _log.logging.WARNING)
             _configure_selective(config, source)
     modules = config.recompute_modules
     if modules is None and config.recompute_granularity == "selective":
