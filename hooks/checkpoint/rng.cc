@@ -1,5 +1,7 @@
 #include "rng.h"
 
+#include <c10/core/DeviceGuard.h>
+
 #include <cstring>
 #include <map>
 
@@ -9,6 +11,9 @@ namespace recoup {
 namespace {
 
 using Guard = std::lock_guard<std::mutex>;
+// CUDA refuses a generator's state while the current device is under capture, whichever it belongs
+// to.
+using OnItsDevice = c10::OptionalDeviceGuard;
 
 // By value: a generator is a handle, and its mutex belongs to what it points to.
 std::mutex& mutex_of(at::Generator generator) { return generator.mutex(); }
@@ -36,6 +41,7 @@ RngState::RngState(const at::Generator& generator) : generator_(generator) {
   } else if (cuda_rng::capturing(generator)) {
     captured_ = cuda_rng::save(generator);
   } else {
+    const OnItsDevice guard(generator.device());
     bytes_ = generator.get_state();
   }
 }
@@ -47,6 +53,7 @@ bool RngState::drawn_since() const {
   }
   if (!cpu_) {
     const Guard guard(mutex_of(generator_));
+    const OnItsDevice device(generator_.device());
     const auto now = generator_.get_state();
     return now.nbytes() != bytes_.nbytes() ||
            std::memcmp(now.const_data_ptr(), bytes_.const_data_ptr(), now.nbytes()) != 0;
@@ -69,6 +76,7 @@ void RngState::restore() const {
   } else if (captured_.defined()) {
     cuda_rng::restore(generator_, captured_);
   } else {
+    const OnItsDevice device(generator_.device());
     at::Generator generator = generator_;
     generator.set_state(bytes_);
   }

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recoup import checkpoint
+from recoup import checkpoint, recomputing
 
 
 def gradients(forward, inputs, parameters):
@@ -66,3 +66,58 @@ def test_nested_tensors(mlp, layout):
         return torch.autograd.grad(torch.nested.to_padded_tensor(y, 0.0).sum(), [a, b, *mlp.parameters()])
 
     assert same(gradients_of(mlp), gradients_of(lambda t: checkpoint(mlp, t)))
+
+
+def test_a_function_knows_that_it_is_recomputed():
+    told = []
+
+    def forward(t):
+        told.append(recomputing())
+        return t.exp().sin()
+
+    checkpoint(forward, torch.ones(3, requires_grad=True)).sum().backward()
+    assert told == [False, True] and not recomputing()
+
+
+def test_a_bias_changed_before_the_recompute_is_an_error(mlp):
+    y = checkpoint(mlp, torch.randn(4, 8, requires_grad=True), name="layer 3 mlp")
+    with torch.no_grad():
+        mlp[0].bias.add_(1)
+    with pytest.raises(RuntimeError, match=r"recoup: layer 3 mlp: a tensor that the forward reads \(Float\[32\]"):
+        y.sum().backward()
+
+
+def test_another_storage_under_a_parameter_is_lawful(mlp):
+    """What gathers and drops weights (ZeRO-3, FSDP, offloading) puts another storage under them."""
+    x = torch.randn(4, 8, requires_grad=True)
+    parameters = list(mlp.parameters())
+    plain = gradients(mlp, [x], parameters)
+    y = checkpoint(mlp, x)
+    for p in parameters:
+        p.data = p.data.clone()
+    assert same(plain[1:], torch.autograd.grad(y.pow(2).sum(), [x, *parameters]))
+
+
+def test_a_fused_optimizer_goes_unnoticed(mlp):
+    """The one limit of the check: it advances no version counter, in a plain run neither."""
+    y = checkpoint(mlp, torch.randn(4, 8, requires_grad=True))
+    for p in mlp.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.AdamW(mlp.parameters(), fused=True).step()
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("input_of, words", [
+    (lambda: torch.inference_mode()(lambda: torch.ones(4, 8))(), "input 0 is an inference tensor"),
+])
+def test_what_autograd_cannot_recompute_is_said(mlp, input_of, words):
+    with pytest.raises(RuntimeError, match="recoup: layer 3 mlp: " + words):
+        checkpoint(mlp, input_of(), name="layer 3 mlp")
+
+
+def test_vmap_and_forward_mode_are_said(mlp):
+    with pytest.raises(RuntimeError, match="recoup: layer 3 mlp: input 0 is batched by vmap"):
+        torch.func.vmap(lambda t: checkpoint(mlp, t, name="layer 3 mlp"))(torch.randn(3, 4, 8))
+    import torch.autograd.forward_ad as forward_ad
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="recoup: layer 3 mlp: input 0 has a forward-mode"):
+        checkpoint(mlp, forward_ad.make_dual(torch.randn(4, 8), torch.randn(4, 8)), name="layer 3 mlp")

@@ -84,3 +84,8 @@ def _refuse(use_reentrant, determinism_check, debug):
     if debug:
         raise ValueError("recoup.checkpoint: debug=True is not supported; errors name the region and "
                          "the tensor: leave it out or pass False")
+
+
+def recomputing():
+    """Whether this thread runs a recompute: for a function that counts, as BatchNorm and routers do."""
+    return engine().recomputing()
