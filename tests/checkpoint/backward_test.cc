@@ -55,7 +55,9 @@ TEST(Backward, PartialBackwardsRecomputeWhatTheyNeed) {
   const auto mlp = seeded_mlp();
   const auto x = input();
   const auto y = checkpoint(of(mlp), {x})[0];
+  ActivationMeter meter(at::kCPU);
   const auto parts = torch::autograd::grad({y.sum()}, {mlp->fc2->weight}, {}, true);
+  EXPECT_EQ(meter.bytes(), parts[0].numel() * 4);  // what it recomputed and did not read is gone
   const auto plain = torch::autograd::grad({mlp->forward(x).sum()}, {mlp->fc2->weight});
   EXPECT_TRUE(same_bits(parts[0], plain[0]));
   EXPECT_TRUE(same_bits(torch::autograd::grad({y.sum()}, {x})[0],

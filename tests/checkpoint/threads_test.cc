@@ -49,6 +49,38 @@ TEST(Threads, OneRetainedGraph) {
   EXPECT_EQ(wrong, 0);
 }
 
+// Who comes while another thread recomputes the region waits for it, and is not let in.
+TEST(Threads, OneRecomputeOfARegionAtATime) {
+  std::atomic<int> runs{0};
+  std::atomic<bool> inside{false}, met{false};
+  const auto f = [&](const Tensors& in) -> Tensors {
+    if (++runs > 1) {
+      if (inside.exchange(true)) {
+        met = true;
+        throw std::runtime_error("two recomputes at once");
+      }
+      for (int i = 0; i < 100 && !met; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      inside = false;
+    }
+    return {(in[0] * 2).sin(), (in[0] * 2).cos()};
+  };
+  const auto x = torch::full({4, 8}, 0.1, torch::requires_grad());
+  const auto outputs = checkpoint(f, {x});
+  const auto backward = [&](int output) {  // of a node each: autograd locks a node while it runs
+    try {
+      torch::autograd::grad({outputs[output].sum()}, {x}, {}, /*retain_graph=*/true);
+    } catch (const std::exception&) {  // only where they met
+    }
+  };
+  std::thread first(backward, 0), second(backward, 1);
+  first.join();
+  second.join();
+  EXPECT_GT(runs, 1);
+  EXPECT_FALSE(met);
+}
+
 // Forward in one thread, backward in others; recomputes that draw random numbers exclude each
 // other.
 TEST(Threads, BackwardElsewhereWithDropout) {

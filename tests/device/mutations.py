@@ -55,13 +55,13 @@ MUTATIONS = [
      "before_", "checkpoint_test", "Threads.BackwardElsewhereWithDropout"),
     ("one recompute of a region at a time", RECOMPUTE,
      "const auto recomputing = framework_.lock(recompute_mutex_);", "", "checkpoint_test",
-     "Threads.OneRetainedGraph"),
+     "Threads.OneRecomputeOfARegionAtATime"),
     ("what is wrong half-way is dropped", RECOMPUTE, "clear_all_held();  // nothing half-recomputed outlives the error", "",
      "device_test", ON + "AnExceptionWithWorkQueuedLeavesAllUsable"),
     ("saved tensors' versions are checked", RECOMPUTE, "if (const auto why = framework_.changed(slots_[i].record); "
      "!why.empty()) fail(i, why);", "", "checkpoint_test", "*ModifiedAfter*"),
     ("a backward's end frees what it recomputed", FRAMEWORK,
-     "if (const auto alive = region.lock()) alive->clear_held();", "", "checkpoint_test", "*Retained*:*Partial*"),
+     "if (const auto alive = region.lock()) alive->clear_held();", "", "checkpoint_test", "Backward.PartialBackwardsRecomputeWhatTheyNeed"),
     ("early stop", RECOMPUTE, "if (free && (done || !error_.empty())) framework_.stop(this);",
      "if (free && !error_.empty()) framework_.stop(this);", "checkpoint_test", "*"),
 ]
