@@ -146,6 +146,7 @@ def parse(arguments=None):
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", metavar="FOLDER",
                         help="also write sweep.json, .csv, .md, .svg, .png, .html and trace.json (needs matplotlib)")
+    parser.add_argument("--json", metavar="FILE", help="also write the table's numbers to this file")
     options, extra = parser.parse_known_args(arguments)
     if taken := [flag for flag in extra if flag.split("=")[0] in OURS]:
         parser.error(f"{taken[0]} is set by the sweep itself")
@@ -181,6 +182,9 @@ def main():
     all_series = run(options, extra)
     table = list(rows(all_series, options.layers))
     print(plain_table(table))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(table, file, indent=1)
     if options.output:
         trace = os.path.join(os.path.abspath(options.output), "trace.json")
         train(options, all_series[-1], extra, trace)

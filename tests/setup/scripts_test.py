@@ -42,31 +42,6 @@ def test_no_such_version(version):
     assert done.stderr.startswith(f"recoup: {version} is no version")
 
 
-def test_gpu_without_a_gpu(tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    done = script("gpu.sh", PATH=f"{tmp_path}:/usr/bin:/bin")
-    assert done.returncode == 1
-    assert "--dry-run" in done.stderr
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["nothing"], "there is no stage nothing: engine trainer"),
-    (["--dry-run", "nothing"], "there is no stage nothing: engine trainer"),
-    (["--pack", "engine"], "--pack takes no stages"),
-])
-def test_gpu_bad_arguments(arguments, words):
-    done = script("gpu.sh", *arguments)
-    assert done.returncode == 1
-    assert done.stderr == f"recoup: {words}\n"
-
-
-def test_gpu_bad_limit():
-    done = script("gpu.sh", "--dry-run", RECOUP_GPU_MINUTES="0")
-    assert done.returncode == 1
-    assert "RECOUP_GPU_MINUTES=0" in done.stderr
-
-
 def clang_format():
     """The version that the sources were formatted with: others differ in a line or two."""
     program = next((p for p in ("clang-format-14", "clang-format") if shutil.which(p)), None)
