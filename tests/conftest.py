@@ -21,7 +21,7 @@ SECONDS = collections.Counter()  # of the tests of each folder
 
 
 def pytest_runtest_logreport(report):
-    SECONDS[os.path.dirname(report.nodeid)] += report.duration
+    SECONDS[os.path.dirname(report.nodeid.split("::")[0])] += report.duration
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -194,7 +194,8 @@ PYBIND11_MODULE(recoup_torch, m) {
         "Whether all are plain tensors: no subclass, no Python attributes, none twice.",
         py::arg("args"));
   m.def("recomputing", &recoup::recomputing,
-        "Whether this thread runs a recompute: for forwards that count, as BatchNorm and routers do.");
+        "Whether this thread runs a recompute: for forwards that count, as BatchNorm and routers "
+        "do.");
   m.def("checkpoint", &checkpoint,
         "function(*args, **kwargs), of whose arguments `inputs`, the tensors among them, are kept. "
         "A recompute calls recompute(*inputs), or where that is None function(*inputs).",
