@@ -91,3 +91,24 @@ def test_few_blocks_are_not_run():
     left_out = [p.id for p in BLOCKS if p.values[2][0] == "not run"]
     print(f"{len(BLOCKS)} code blocks, {len(left_out)} not run: {', '.join(left_out)}")
     assert len(left_out) <= MOST_NOT_RUN
+
+
+def test_links_and_pictures_lead_somewhere():
+    """A relative link names a file of the repository; #x a heading of it."""
+    wrong, links = [], 0
+    for readme in readmes():
+        with open(os.path.join(ROOT, readme)) as file:
+            text = FENCE.sub("", file.read())
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            links += 1
+            path, _, heading = target.partition("#")
+            file = os.path.normpath(os.path.join(ROOT, os.path.dirname(readme), path)) if path else os.path.join(ROOT, readme)
+            if not os.path.exists(file):
+                wrong.append(f"{readme}: {target}")
+            elif heading:
+                with open(file) as other:
+                    names = [re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-")
+                             for h in re.findall(r"^#+ (.*)$", other.read(), re.M)]
+                if heading not in names:
+                    wrong.append(f"{readme}: {target}, whose headings are {names}")
+    assert links > 20 and not wrong, wrong

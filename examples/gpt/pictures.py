@@ -9,6 +9,8 @@ try:
 except ImportError:
     raise SystemExit("sweep: -o needs matplotlib: pip install matplotlib, or leave -o out for the table alone")
 matplotlib.use("Agg")
+# Letters as text, and the same file for the same figures: fit to be committed.
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "recoup"})
 from matplotlib import pyplot  # noqa: E402
 
 
@@ -34,7 +36,7 @@ def figure(table):
 def write(table, header, cells, folder):
     fig = figure(table)
     for ending in ("svg", "png"):
-        fig.savefig(os.path.join(folder, f"sweep.{ending}"), dpi=120)
+        fig.savefig(os.path.join(folder, f"sweep.{ending}"), dpi=120, metadata={"Date": None} if ending == "svg" else None)
     image = io.BytesIO()
     fig.savefig(image, format="svg")
     line = "<tr>{}</tr>".format

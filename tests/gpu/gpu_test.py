@@ -1,6 +1,8 @@
 """tests/gpu.sh without a GPU: what it refuses, its stages on a CPU, and that a stage's end is told."""
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -55,6 +57,31 @@ def test_the_machine_of_these_tests_is_taken(machine):
     folder, run = machine
     done = run()
     assert "too far" in done.stdout and "cmake failed" in done.stderr, done  # all checks passed
+
+
+def test_the_commands_of_the_readme_are_taken(machine):
+    """Up to the build, on the machine of these tests; --pack has a test of its own."""
+    folder, run = machine
+    with open(os.path.join(ROOT, "tests", "gpu", "README.md")) as file:
+        lines = re.findall(r"^tests/gpu\.sh([^#\n]*)", re.search(r"```bash\n(.*?)```", file.read(), re.S).group(1), re.M)
+    assert lines.pop(0).strip() == "--pack"
+    assert len(lines) == 3
+    for line in lines:
+        assert "too far" in run(*line.split()).stdout, line
+
+
+@pytest.mark.skipif(not shutil.which("dpkg"), reason="packs are made on Debian")
+def test_pack(tmp_path):
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    shutil.copy(os.path.join(ROOT, "tests", "gpu.sh"), tmp_path / "tests")
+    shutil.copy(RUN, tmp_path / "tests" / "gpu")
+    done = subprocess.run([tmp_path / "tests" / "gpu.sh", "--pack"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pack = tmp_path / "build-gpu-pack"
+    for header in ("yaml-cpp/yaml.h", "CLI/CLI.hpp", "nlohmann/json.hpp", "gloo/config.h", "gtest/gtest.h", "gmock/gmock.h"):
+        assert (pack / "usr" / "include" / header).is_file(), header
+    assert list(pack.glob("usr/lib/*/libyaml-cpp.a")) and list(pack.glob("usr/lib/*/libgtest.a"))
+    assert sum(f.lstat().st_size for f in pack.rglob("*")) < 40e6
 
 
 def test_no_gpu(machine):
