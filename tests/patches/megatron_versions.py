@@ -3,9 +3,11 @@
     python tests/patches/megatron_versions.py [VERSION ...]
 
 A version is a wheel's, or a folder of $RECOUP_MEGATRON that holds a checkout (such as "main"). Checks are
-numbered by the lines of the table in patches/megatron/README.md. Wheels go to $RECOUP_DEPS/megatron/VERSION (default: the user's cache), work is done on copies.
+numbered by the lines of the table in patches/megatron/README.md. Wheels go to $RECOUP_DEPS/megatron/VERSION
+(default: the user's cache), work is done on copies.
 """
 import filecmp
+import json
 import os
 import re
 import shutil
@@ -18,6 +20,8 @@ HERE = os.path.join(ROOT, "tests", "patches", "megatron")
 PATCHES = os.path.join(ROOT, "patches", "megatron")
 PACKAGE = os.path.join(ROOT, "plugin", "python")
 VERSIONS = ("0.13.1", "0.14.0", "0.15.3", "0.16.1")
+
+
 def wheel(version):
     """The folder of an installed, untouched wheel."""
     cache = os.environ.get("RECOUP_DEPS") or os.path.join(
@@ -82,6 +86,31 @@ def source(version):
     return wheel(version) if version in VERSIONS else None
 
 
+def moe_jobs(version, ranks, *jobs):
+    """{job: passed, or why it does not apply} of megatron/moe_ranks.py, by torchrun."""
+    done = run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+                os.path.join(HERE, "moe_ranks.py"), *jobs], source(version), RECOUP_ENGINE="recoup")
+    found = [json.loads(line) for line in re.findall(r'^\{"jobs": .*\}$', done.stdout, re.MULTILINE)]
+    if len(found) != ranks:
+        print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
+        return {"ran": False}
+    return {job: _as_megatrons([rank["jobs"][job] for rank in found]) for job in found[0]["jobs"]}
+
+
+def _as_megatrons(ranks):
+    """Trained and counted as without recompute and as with Megatron's own; router, combine and fc2 once."""
+    if "n/a" in ranks[0]:
+        return f"n/a: {ranks[0]['n/a']}"
+    for engines in ranks:
+        none, recoups, megatrons = (engines[name] for name in ("none", "recoup", "megatron"))
+        same = all(none[what] == recoups[what] == megatrons[what] for what in ("trained", "counted"))
+        once = all(recoups["calls"][what] == none["calls"][what] == megatrons["calls"][what] / 2
+                   for what in ("forward", "token_combine", "fc2"))
+        if not (same and once and recoups["calls"]["token_dispatch"] == 2 * none["calls"]["token_dispatch"]):
+            return False
+    return True
+
+
 def verify(version):
     """{check: passed, or why it does not apply} for one version; a process for each kind of run."""
     original = source(version)
@@ -95,7 +124,7 @@ def verify(version):
         assert plain.returncode == 0, plain.stderr
         results = {}
         for engine, files in (("megatron", ["runtime_checks.py", "hybrid_checks.py"]),
-                              ("recoup", ["runtime_checks.py", "engine_checks.py"])):
+                              ("recoup", ["runtime_checks.py", "engine_checks.py", "moe_checks.py"])):
             for name, passed in checks(files, tree, RECOUP_ENGINE=engine,
                                        MEGATRON_REFERENCE=reference).items():
                 results[f"run time, {engine}'s engine: {name}"] = passed
@@ -115,7 +144,11 @@ def main():
         if source(version) is None:
             print(f"{version}: n/a: no wheel, and no checkout in $RECOUP_MEGATRON/{version}")
             continue
-        for name, passed in verify(version).items():
+        results = verify(version)
+        for ranks in (2, 4):
+            for name, passed in moe_jobs(version, ranks).items():
+                results[f"section 3, {ranks} ranks: {name}"] = passed
+        for name, passed in results.items():
             table.setdefault(name, {})[version] = passed
     width = max(map(len, table))
     print(f"{'':{width}}  " + "  ".join(f"{v:>7}" for v in versions))

@@ -1,10 +1,13 @@
-"""Megatron-core on a machine without a GPU, in one process. Test code, never product code.
+"""Megatron-core on a machine without a GPU, in one process, or expert-parallel in torchrun's. Test code,
+never product code.
 
 Import before megatron: what Megatron asks of CUDA is answered by the CPU, its generator calls by the
 CPU's generator.
 """
+import contextlib
 import os
 import tempfile
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,9 +21,27 @@ def _no_compiler(*_args, **_kwargs):
 torch.cuda.current_device = lambda: "cpu"
 torch.cuda.manual_seed = torch.manual_seed
 torch.cuda.get_rng_state = lambda *_a: torch.get_rng_state()
+torch.cuda.Stream = mock.MagicMock  # of the alltoall dispatcher
+torch.cuda.stream = lambda *_a: contextlib.nullcontext()
+torch.cuda.current_stream = lambda *_a: None
 torch.utils.cpp_extension.load_inline = _no_compiler  # 0.15 compiles an allocator at import
 
-dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
+_all_to_all = dist.all_to_all_single
+
+
+def _all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, **kwargs):
+    """Splits are moved off the GPU as arrays; here they are tensors still."""
+    splits = [s.tolist() if isinstance(s, torch.Tensor) else s for s in (output_split_sizes, input_split_sizes)]
+    return _all_to_all(output, input, *splits, **kwargs)
+
+
+dist.all_to_all_single = torch.distributed.all_to_all_single = _all_to_all_single
+
+RANKS = int(os.environ.get("WORLD_SIZE", 1))
+if RANKS > 1:
+    dist.init_process_group("gloo")
+else:
+    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
 
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
@@ -30,7 +51,7 @@ from megatron.core.transformer import TransformerConfig  # noqa: E402
 
 random._get_cuda_rng_state = lambda *_a, **_k: torch.get_rng_state()
 random._set_cuda_rng_state = lambda state, *_a, **_k: torch.set_rng_state(state)
-parallel_state.initialize_model_parallel()
+parallel_state.initialize_model_parallel(expert_model_parallel_size=RANKS)
 
 
 def reset_tracker():

@@ -1,10 +1,10 @@
-"""recoup's engine in place of Megatron's for the checkpoints of MLPs (RECOUP_ENGINE=recoup)."""
+"""recoup's engine in place of Megatron's for the checkpoints of MLPs and MoE layers (RECOUP_ENGINE=recoup)."""
 import contextlib
 import functools
 import os
 import sys
 
-from . import _log
+from . import _log, _moe
 
 _NAMES = ("megatron", "recoup")
 
@@ -47,7 +47,9 @@ def _use(tensor_parallel) -> None:
     def dispatch(function, distribute_saved_activations, *args):
         why = _why_megatrons(function, distribute_saved_activations)
         if why is None:
-            return _checkpoint(function, *args)
+            layer = _moe.layer_of(function)
+            return _checkpoint(_moe.Region(layer, function) if layer else function, *args,
+                               name="moe" if layer else "mlp")
         if why:
             _log.once(f"recoup's engine is not used for {why}: Megatron's recomputes them",
                       _log.logging.WARNING)
@@ -84,6 +86,9 @@ def _why_megatrons(function, distribute):
         return None
     if type(module).__name__ == "OptimizedModule":
         return "compiled MLPs"
+    layer = _moe.layer_of(module)
+    if layer is not None:
+        return _moe.why_not(layer)
     owner = getattr(module, "__qualname__", "")
     if "MoELayer" in owner or "moe" in owner:
         return "moe"
@@ -102,10 +107,10 @@ def _is_a_layers_mlp() -> bool:
     return frame.f_code.co_name in ("_run_mlp", "_forward_mlp")
 
 
-def _checkpoint(function, *args):
+def _checkpoint(function, *args, name):
     from .. import checkpoint
 
-    return checkpoint(_balanced(function), *args, name="mlp", context=_tracker_states)
+    return checkpoint(_balanced(function), *args, name=name, context=_tracker_states)
 
 
 def _balanced(function):
@@ -114,7 +119,6 @@ def _balanced(function):
     from megatron.core import utils
     from megatron.core.tensor_parallel import random
 
-    @functools.wraps(function)
     def balanced(*args, **kwargs):
         ranges = getattr(utils, "_nvtx_range_messages", None)
         depth = len(ranges) if ranges is not None else 0
