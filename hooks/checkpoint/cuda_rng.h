@@ -6,21 +6,30 @@
 // the forward's offset within the graph and the same two device cells; that is what a saved state
 // has.
 //
-// Compiled and linked here, not run: this project has no GPU (see the README).
+// Run here on a fake of the generator's calls (tests/device/cuda_rng_test.cc), never on a GPU.
 #pragma once
 
 #include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
 
 namespace recoup::cuda_rng {
+
+// Where a generator stands in a graph under capture. It does not name the capture: the backward may
+// be captured into a graph of its own.
+struct Captured {
+  at::Tensor seed, offset;              // int64 [1] on the generator's device
+  std::uint64_t offset_intragraph = 0;  // counted from the start of the graph
+  bool defined() const { return seed.defined(); }
+};
 
 // Whether `generator` is a CUDA one whose device's current stream is under capture. False where
 // LibTorch was built without CUDA.
 bool capturing(const at::Generator& generator);
 
-// The state to restore later during the same capture. Preconditions of all three: capturing, and
-// the generator's mutex held.
-at::Generator save(const at::Generator& generator);
-bool drawn_since(const at::Generator& generator, const at::Generator& saved);
-void restore(const at::Generator& generator, const at::Generator& saved);
+// The state to restore later during this capture or another. Preconditions of all three: capturing,
+// and the generator's mutex held. drawn_since() is asked during the capture of save().
+Captured save(const at::Generator& generator);
+bool drawn_since(const at::Generator& generator, const Captured& saved);
+void restore(const at::Generator& generator, const Captured& saved);
 
 }  // namespace recoup::cuda_rng

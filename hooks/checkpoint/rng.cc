@@ -5,8 +5,6 @@
 #include <cstring>
 #include <map>
 
-#include "cuda_rng.h"
-
 namespace recoup {
 namespace {
 

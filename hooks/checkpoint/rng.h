@@ -9,6 +9,8 @@
 #include <mutex>
 #include <optional>
 
+#include "cuda_rng.h"
+
 namespace recoup {
 
 // The state of one generator at one time.
@@ -32,9 +34,9 @@ class RngState {
     std::optional<double> next_double;
   };
   at::Generator generator_;
-  std::optional<Cpu> cpu_;  // for the CPU's generator,
-  at::Tensor bytes_;        // for another,
-  at::Generator captured_;  // for one whose stream is being captured into a graph: see cuda_rng.h
+  std::optional<Cpu> cpu_;       // for the CPU's generator,
+  at::Tensor bytes_;             // for another,
+  cuda_rng::Captured captured_;  // for one whose stream is being captured into a graph
 };
 
 // Sets a generator to an earlier state and, at the end of the scope, back. Scopes of one generator
