@@ -175,7 +175,8 @@ def test_megatrons_command_line_takes_the_options(job, yaml):
     (("--recompute-granularity", "selective", "--recompute-modules", "core_attn",
       "--recompute-mlp-num-layers", 3),
      'ValueError: --recompute-mlp-num-layers requires "mlp" in --recompute-modules'),
-    ((*SELECTIVE, "--recompute-mlp-num-layers", "twelve"), "invalid int value: 'twelve'"),
+    ((*SELECTIVE, "--recompute-mlp-num-layers", "twelve"), 'argument --recompute-mlp-num-layers: must be an integer >= 1, not "twelve"'),
+    ((*SELECTIVE, "--recompute-mlp-num-layers", -1), "ValueError: --recompute-mlp-num-layers must be >= 1"),
 ])
 def test_megatrons_command_line_refuses(arguments, message, job):
     done = job(*arguments)

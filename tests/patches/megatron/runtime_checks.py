@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer, TransformerLayerSubmodules
 
 from recoup.megatron import _host, _log
+from recoup.policy import known_modules
 
 REFERENCE = torch.load(os.environ["MEGATRON_REFERENCE"])
 SELECTIVE = dict(recompute_granularity="selective")
@@ -121,7 +122,7 @@ class TestSpecification:
     (dict(recompute_mlp_num_layers=0, **MLP), "--recompute-mlp-num-layers must be >= 1"),
     (dict(recompute_mlp_num_layers=-1, **MLP), "--recompute-mlp-num-layers must be >= 1"),
     (dict(recompute_mlp_num_layers="twelve", **MLP),
-     "--recompute-mlp-num-layers must be an integer >= 1, not 'twelve'"),
+     '--recompute-mlp-num-layers must be an integer >= 1, not "twelve"'),
     (dict(recompute_mlp_num_layers=1, recompute_mlp_layers="1", **MLP),
      "--recompute-mlp-num-layers and --recompute-mlp-layers say the same; give one of the two"),
     (dict(recompute_layer_scope="rank", recompute_mlp_num_layers=1, **MLP),
@@ -136,14 +137,52 @@ def test_bad_input_is_an_error_before_the_model(options, message, says):
 @pytest.mark.parametrize("n", ["-1", "twelve", "2.5"])
 def test_a_bad_environment_is_an_error_before_the_model(n, says):
     says(n=n)
-    with pytest.raises(ValueError, match=f'{VARIABLE}: must be an integer >= 0 .*, not "{n}"'):
+    with pytest.raises(ValueError) as error:
         cpu.config()
+    assert str(error.value) == (f"environment variable {VARIABLE}: --recompute-mlp-num-layers must be an integer "
+                                f'>= 0 (0: no layer), not "{n}"')
 
 
-def test_more_layers_than_there_are_is_a_warning(caplog):
+LISTED = "recompute_granularity: selective\nrecompute_modules: [mlp]\n"
+FULL = dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=1)
+
+
+@pytest.mark.parametrize("before, options, n", [
+    (LISTED, MLP, 0), (LISTED, MLP, -1), (LISTED, MLP, "twelve"), (LISTED, MLP, 2.5), ("", {}, 2),
+    ("recompute_granularity: selective\n", SELECTIVE, 2),
+    ("".join(f"{name}: {value}\n" for name, value in FULL.items()), FULL, 2)])
+def test_a_file_is_refused_in_the_words_of_the_code(before, options, n, says):
+    with pytest.raises(ValueError) as of_the_code:
+        cpu.config(recompute_mlp_num_layers=n, **options)
+    says(f"{before}recompute_mlp_num_layers: {n}\n")
+    with pytest.raises(ValueError) as of_the_file:
+        cpu.config()
+    place = f"{os.environ['RECOUP_CONFIG']}:{before.count(chr(10)) + 1}:1: "
+    assert str(of_the_file.value) == place + str(of_the_code.value)
+
+
+def test_a_module_that_this_megatron_lacks(says):
+    says("recompute_granularity: selective\nrecompute_modules: [mlp, mpl]\n")
+    with pytest.raises(ValueError, match='"mpl" is no module to recompute; allowed: core_attn, mlp,.*did you mean "mlp"'):
+        cpu.config()
+    missing = sorted(set(known_modules()) - set(_host.modules()))
+    if not missing:
+        pytest.skip("this version has every module that recoup knows")
+    says(f"recompute_granularity: selective\nrecompute_modules: [mlp, {missing[0]}]\n")
+    with pytest.raises(ValueError, match=f'this Megatron-LM cannot recompute "{missing[0]}"; it can recompute core_attn'):
+        cpu.config()
+    with pytest.raises((AssertionError, ValueError), match=missing[0]):
+        cpu.config(recompute_modules=[missing[0]], **SELECTIVE)
+
+
+def test_more_layers_than_there_are_is_a_warning(caplog, says):
     cpu.config(recompute_mlp_num_layers=9, **MLP)
-    warning, = [r for r in caplog.records if r.levelno == logging.WARNING and r.name == "recoup"]
-    assert "names layer 9, but there are 4" in warning.getMessage()
+    says(n=9)
+    cpu.config()
+    says(MLP_2.replace("2", "9"))
+    cpu.config(recoup_config=os.environ["RECOUP_CONFIG"])
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "recoup"]
+    assert sum(line.endswith("names layer 9, but there are 4") for line in warnings) >= 2
 
 
 @pytest.mark.parametrize("how", [dict(n=0), dict(text=""), dict(text=NOWHERE)], ids=["n0", "empty", "nowhere"])

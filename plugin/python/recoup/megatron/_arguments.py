@@ -1,4 +1,5 @@
 """recoup's options on Megatron's own command line."""
+import argparse
 import functools
 import sys
 
@@ -35,7 +36,7 @@ def _adding(add_megatron_arguments):
             option = "--" + name.replace("_", "-")
             if option in taken:
                 continue
-            how = {"type": int} if "int" in str(kind) else {"type": str}
+            how = {"type": _integer} if "int" in str(kind) else {"type": str}
             if "List" in str(kind):
                 how["nargs"] = "*"
             if name == "recompute_layer_scope":
@@ -43,6 +44,14 @@ def _adding(add_megatron_arguments):
             group.add_argument(option, default=None, help=text.replace("%", "%%"), **how)
         return parser
     return add
+
+
+def _integer(text):
+    """An error of the command line with the words of all others."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'must be an integer >= 1, not "{text}"') from None
 
 
 def _checking(validate_args):

@@ -21,7 +21,7 @@ def check_values(options) -> None:
         if number is not None and layers is not None:
             raise ValueError(f"{option}-num-layers and {option}-layers say the same; give one of the two")
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-            raise ValueError(f"{option}-num-layers must be an integer >= 1, not {number!r}")
+            raise ValueError(f'{option}-num-layers must be an integer >= 1, not "{number}"')
         if number is not None and number < 1:
             raise ValueError(f"{option}-num-layers must be >= 1")
     scope = getattr(options, "recompute_layer_scope", None)

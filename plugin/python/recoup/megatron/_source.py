@@ -22,6 +22,10 @@ class Full:
     num_layers: int
 
 
+def _option(field: str) -> str:
+    return field and "--" + field.replace("_", "-")
+
+
 class Source:
     """One configuration, for a model of num_layers layers. ValueError where it is refused."""
 
@@ -48,9 +52,15 @@ class Source:
             raise ValueError(self.said(str(error))) from None
 
     def said(self, text: str) -> str:
-        """A message of the policy in the words of who gave the options."""
-        return re.sub(r"\boptions:\d+:\d+: (recompute_\w+)",
-                      lambda m: "--" + m[1].replace("_", "-"), text.removeprefix("recoup: "))
+        """A message of the policy as Megatron words its own: of the option, after the place that gave it."""
+        text = text.removeprefix("recoup: ").replace("this host", "this Megatron-LM")
+        text = re.sub(rf"({VARIABLE}): must", r"\1: recompute_mlp_num_layers: must", text)
+        text = re.sub(r"\b(recompute_\w+): (?=must|requires)", lambda m: f"{_option(m[1])} ", text)
+        text = re.sub(r"(?<=requires )recompute_granularity: ", "--recompute-granularity ", text)
+        text = re.sub(r"(?<= in )recompute_modules\b", "--recompute-modules", text)
+        text = re.sub(r"(must be >= 1), not -?\d+$", r"\1", text)
+        # The job's own options have no file.
+        return re.sub(r"\boptions:\d+:\d+: (recompute_\w+|(?=--))", lambda m: _option(m[1]), text)
 
     @functools.cached_property
     def modules(self) -> tuple:
