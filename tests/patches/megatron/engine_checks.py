@@ -133,6 +133,7 @@ def test_row_08_inside_cuda_graphs_as_megatrons():
             out[0].sum().backward()
         finally:
             cuda_graphs._set_warmup_end()
+            cuda_graphs._IS_GRAPH_WARMUP = False  # which 0.16 forgets
             tensor_parallel.checkpoint = ours
         counts[engine] = calls[0]
     assert counts["recoup"] == counts["megatron"]

@@ -379,3 +379,26 @@ def test_row_12_layers_without_an_mlp_are_not_wrapped():
     config = cpu.config(recompute_mlp_num_layers=2, **MLP)
     layer = TransformerLayer(config, TransformerLayerSubmodules(), layer_number=1)
     assert layer.recompute_mlp is False
+
+
+def test_row_22_offloading_of_activations_beside_recompute(says):
+    if "fine_grained_activation_offloading" not in TransformerConfig.__dataclass_fields__:
+        pytest.skip("no fine-grained activation offloading in this version")
+    import inspect
+
+    offload = dict(fine_grained_activation_offloading=True)
+    # Megatron's own refusals see what recoup's file asks for.
+    refused = inspect.getsource(inspect.unwrap(TransformerConfig.__post_init__))
+    says("recompute_granularity: selective\nrecompute_modules: [moe]\nrecompute_moe_num_layers: 2\n")
+    moe = dict(num_moe_experts=2, offload_modules=["moe_act"], **offload)
+    if "while recomputing the entire MoE layer" in refused:
+        with pytest.raises(AssertionError, match="while recomputing the entire MoE layer"):
+            cpu.config(**moe)
+    # What it allows works by layer: norms of the layers that recompute their MLP, and of the others.
+    says(MLP_2)
+    try:
+        gpt = cpu.model(offload_modules=["mlp_norm", "attn_norm"], **offload)
+    except (AssertionError, ValueError) as error:
+        pytest.fail(f"Megatron allows norms to be offloaded beside recomputed MLPs: {error}")
+    assert mlp(gpt) == first(2)
+    assert [layer.offload_mlp_norm for layer in gpt.decoder.layers] == first(4)

@@ -1,6 +1,7 @@
 """recoup's engine in place of Megatron's for the checkpoints of MLPs and MoE layers (RECOUP_ENGINE=recoup)."""
 import contextlib
 import functools
+import inspect
 import os
 import sys
 
@@ -42,10 +43,13 @@ def _use(tensor_parallel) -> None:
     if hasattr(megatrons, "recoup_replaces"):
         return
     engine()  # an error now, where there is none
+    code = inspect.unwrap(megatrons).__code__
+    # Megatron's own recomputes nothing inside a CUDA graph since 0.18.
+    asks_of_graphs = "is_graph_warmup" in code.co_names + code.co_varnames
 
     @functools.wraps(megatrons)
     def dispatch(function, distribute_saved_activations, *args):
-        why = _why_megatrons(function, distribute_saved_activations)
+        why = "" if asks_of_graphs and _in_a_graph() else _why_megatrons(function, distribute_saved_activations)
         if why is None:
             layer = _moe.layer_of(function)
             return _checkpoint(_moe.Region(layer, function) if layer else function, *args,
@@ -70,15 +74,15 @@ def name_what_is_bypassed(layer) -> None:
                   "Transformer Engine's checkpoint", _log.logging.WARNING)
 
 
+def _in_a_graph() -> bool:
+    graphs = sys.modules.get("megatron.core.transformer.cuda_graphs")
+    return graphs is not None and (graphs.is_graph_warmup() or graphs.is_graph_capturing())
+
+
 def _why_megatrons(function, distribute):
     """None: recoup's engine runs it. Else what is not for it, in a few words; empty: nothing to say."""
-    from megatron.core.tensor_parallel import random
     from megatron.core.transformer.mlp import MLP
 
-    graphs = sys.modules.get("megatron.core.transformer.cuda_graphs")
-    if hasattr(random, "is_checkpointing") and graphs and (
-            graphs.is_graph_warmup() or graphs.is_graph_capturing()):
-        return ""  # as Megatron's does inside a CUDA graph
     if distribute:
         return "checkpoints with distribute_saved_activations"
     module = function.func if isinstance(function, functools.partial) else function
