@@ -13,6 +13,8 @@ BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
 # Sanitizers' programs look for wrong accesses; leaks are valgrind's part (tests/contract/walk_test.py): the leak
 # sanitizer's tracer crashes now and then in a program that has loaded libraries.
 os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
+needs_trainer = pytest.mark.skipif(not os.path.exists(os.path.join(BUILD, "gpt_trainer")),
+                                   reason="a build without LibTorch has no trainer")
 # A model that trains in no time, for gpt_trainer.
 SMALL = ["--hidden", "16", "--heads", "2", "--ffn", "64", "--context", "16", "--batch", "2", "--device", "cpu"]
 

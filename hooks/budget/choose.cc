@@ -89,6 +89,8 @@ Choice choose(const Model& model, std::int64_t budget, const Options& options) {
 std::int64_t least_budget(const Model& model, const Options& options) {
   auto high = model.predict(model.deepest()).peak;
   if (!choose(model, high, options).fits) high = model.predict(model.kept()).peak;
+  // Mostly nothing below the deepest decisions' peak fits, and one look shows it.
+  if (high > 0 && !choose(model, high - 1, options).fits) return high;
   std::int64_t low = 0;
   while (low < high) {
     const auto middle = low + (high - low) / 2;

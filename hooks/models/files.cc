@@ -150,12 +150,15 @@ Result<Described> read_recoup(const std::string& text, const std::string& name) 
 }
 
 Result<Described> read_model(const std::string& path) {
-  const auto content = read_file(path, std::size_t{8} << 20);
+  const auto content = read_file(path, std::size_t{8} << 20, "model file");
   if (!content.ok()) return Error{content.error().text};
   const auto& text = content.value();
   const auto first = text.find_first_not_of(" \t\r\n\xEF\xBB\xBF");
   if (first == std::string::npos) return Error{path + ": is empty"};
-  if (text[first] == '{' || text[first] == '[') return read_huggingface(text.substr(first), path);
+  const bool json = path.size() > 5 && path.compare(path.size() - 5, 5, ".json") == 0;
+  if (json || text[first] == '{' || text[first] == '[') {
+    return read_huggingface(text.substr(first), path);
+  }
   if (text.find("--num-layers") != std::string::npos ||
       text.find("--num_layers") != std::string::npos) {
     return read_megatron(text, path);

@@ -4,6 +4,14 @@
 
 namespace recoup::models {
 
+double LayerPlan::most_rerun_ns() const {
+  double sum = 0;
+  for (const auto* units : {&before, &mlp}) {
+    for (const auto& unit : *units) sum += unit.full_ns;
+  }
+  return sum;
+}
+
 LayerPlan plan_of(const Described& d, std::size_t number, Recomputable which) {
   const auto& m = d.model;
   const auto& p = d.parallel;

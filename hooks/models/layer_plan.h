@@ -29,6 +29,9 @@ struct LayerPlan {
   double qkv_backward = 0;  // the gradient of query, key and value together
   double gathered = 0;      // ZeRO 3: the layer's weights while it runs
   double forward_ns = 0;
+
+  // The time that all its units take to run again.
+  double most_rerun_ns() const;
 };
 
 // `which` may be recomputed; what else the layer saves is `other` and `mlp_other`.

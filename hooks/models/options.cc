@@ -71,7 +71,8 @@ Setter flag(bool Parallel::*field) {
 
 Setter number(double Parallel::*field) {
   return [field](Described& d, const std::string& value) {
-    const auto n = to_number(value, 1, 1e18);
+    // Below, one layer's recompute would take hours, and its nanoseconds would not fit a sum.
+    const auto n = to_number(value, 1e9, 1e18);
     if (!n.ok()) return n.error().text;
     d.parallel.*field = n.value();
     return std::string();
@@ -109,7 +110,8 @@ std::string set_stages(Described& d, const std::string& value) {
              "\"";
     }
     stages.insert(stages.end(), static_cast<std::size_t>(times.value()), layers.value());
-    if (stages.size() > 10'000) return "has more than 10000 stages";
+    if (stages.size() > kMostLayers)
+      return "has more than " + std::to_string(kMostLayers) + " stages";
   }
   if (stages.empty()) return "must be layers a stage such as 8,8,7";
   d.parallel.stages = stages;

@@ -14,8 +14,9 @@ Result<std::int64_t> to_integer(const std::string& text, std::int64_t least, std
 Result<double> to_number(const std::string& text, double least, double most);
 Result<bool> to_bool(const std::string& text);
 
-// Sizes beyond these are slips, and every product of them stays a finite double.
-inline constexpr std::int64_t kMostLayers = 10'000;
+// Sizes beyond these are slips, and every product of them stays a finite double. The deepest model
+// that anyone trains has some hundreds of layers.
+inline constexpr std::int64_t kMostLayers = 1'000;
 inline constexpr std::int64_t kMostSize = std::int64_t{1} << 32;
 
 }  // namespace recoup::models

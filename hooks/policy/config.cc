@@ -143,7 +143,7 @@ Result<Config> parse_config(const std::string& yaml, const std::string& name) {
 
 Result<Config> load_config(const std::string& path) {
   return guarded([&]() -> Result<Config> {
-    const auto yaml = read_file(path, kLargestConfig);
+    const auto yaml = read_file(path, kLargestConfig, "YAML file");
     return yaml.ok() ? parse_config(yaml.value(), path) : Result<Config>(yaml.error());
   });
 }

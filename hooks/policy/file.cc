@@ -28,32 +28,32 @@ class Descriptor {
 };
 
 // Why a file of this kind is not read, or empty.
-std::string not_regular(const struct stat& file) {
+std::string not_regular(const struct stat& file, const std::string& kind) {
   if (S_ISREG(file.st_mode)) return {};
-  if (S_ISDIR(file.st_mode)) return "is a folder; name a YAML file";
+  if (S_ISDIR(file.st_mode)) return "is a folder; name a " + kind;
   if (S_ISFIFO(file.st_mode)) {
     return "is a pipe, as <(...) makes it; name a regular file";
   }
-  return "is no regular file; name a YAML file";
+  return "is no regular file; name a " + kind;
 }
 
 }  // namespace
 
-Result<std::string> read_file(const std::string& path, std::size_t most) {
+Result<std::string> read_file(const std::string& path, std::size_t most, const std::string& kind) {
   const auto name = text::printable(path, std::numeric_limits<std::size_t>::max());
   const auto problem = [&](const std::string& what) { return Error{name + ": " + what}; };
   const auto failed = [&] {
     const auto why = std::generic_category().message(errno);
-    return problem("cannot be read (" + why + "); name an existing YAML file");
+    return problem("cannot be read (" + why + "); name an existing " + kind);
   };
   if (path.find('\0') != std::string::npos) return problem("is no file name");
   struct stat file {};
   // Asked before it is opened too: opening alone can wait, or do something to a device.
   if (::stat(path.c_str(), &file) != 0) return failed();
-  if (const auto why = not_regular(file); !why.empty()) return problem(why);
+  if (const auto why = not_regular(file, kind); !why.empty()) return problem(why);
   const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (descriptor.get() < 0 || ::fstat(descriptor.get(), &file) != 0) return failed();
-  if (const auto why = not_regular(file); !why.empty()) return problem(why);
+  if (const auto why = not_regular(file, kind); !why.empty()) return problem(why);
 
   std::string content(most + 1, '\0');
   std::size_t size = 0;

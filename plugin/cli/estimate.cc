@@ -124,7 +124,7 @@ void print_json(const models::Described& d, const std::vector<models::Stage>& st
 void estimate(const ModelOptions& o, bool layers, bool as_json) {
   const auto d = o.read();
   const auto which = o.recomputable();
-  const auto stages = stages_of(d, which);
+  const auto stages = stages_of(o.model, d, which);
   if (as_json) return print_json(d, stages);
   std::printf(
       "%s: %zu layers, %s parameters; %lld x %lld tokens a microbatch, %lld microbatches\n\n",

@@ -1,4 +1,5 @@
-// recoup explain TIMELINE: what holds the peak, what to give up first, what a budget would choose.
+// recoup explain TIMELINE|TRACE|PROFILE: what holds the peak, what to give up first, what a budget
+// would choose.
 #include <algorithm>
 #include <cstdio>
 
@@ -6,6 +7,7 @@
 #include "command.h"
 #include "configuration.h"
 #include "file.h"
+#include "measured.h"
 #include "recoup/budget/choose.h"
 #include "recoup/policy/layers.h"
 #include "table.h"
@@ -64,8 +66,16 @@ void print_units(const budget::Model& model) {
 }
 
 void explain(const Options& o) {
-  const auto model = value_of(budget::Model::from(
-      value_of(budget::parse(value_of(read_file(o.file, kLargestTimeline)), o.file))));
+  const auto text = value_of(read_file(o.file, kLargestTimeline, "timeline, trace or profile"));
+  if (is_json(text)) {
+    if (!o.budget.empty() || o.stage >= 0 || o.same) {
+      throw Problem(o.file +
+                    ": --budget, --pipeline-stage and --same need a timeline: traces and "
+                    "profiles do not know what holds the peak");
+    }
+    return explain_json(text, o.file);
+  }
+  const auto model = value_of(budget::Model::from(value_of(budget::parse(text, o.file))));
   const auto& t = model.timeline();
   const auto measured = model.predict(model.measured()), plain = model.predict(model.kept()),
              deepest = model.predict(model.deepest());
@@ -129,9 +139,14 @@ void explain(const Options& o) {
 
 void add_explain(CLI::App& app) {
   const auto o = std::make_shared<Options>();
-  auto* command = app.add_subcommand(
-      "explain", "What holds the peak of a measured step, and what a budget would choose");
-  command->add_option("timeline", o->file, "A timeline (hooks/budget/README.md)")->required();
+  auto* command = app.add_subcommand("explain",
+                                     "What holds the peak of a measured step, what to give up "
+                                     "first, and what a budget would choose");
+  command
+      ->add_option(
+          "file", o->file,
+          "A timeline (hooks/budget/README.md), or the file of RECOUP_TRACE or RECOUP_PROFILE")
+      ->required();
   command->add_option("--budget", o->budget, "Bytes: 74GiB, 500MB, 1048576");
   command
       ->add_option("--pipeline-stage", o->stage,

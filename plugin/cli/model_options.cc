@@ -98,11 +98,13 @@ models::Recomputable ModelOptions::recomputable() const {
   return which;
 }
 
-std::vector<models::Stage> stages_of(const models::Described& described,
+std::vector<models::Stage> stages_of(const std::string& file, const models::Described& described,
                                      models::Recomputable which) {
   std::vector<models::Stage> stages;
   for (std::int64_t s = 0; s < described.parallel.pipeline; ++s) {
-    stages.push_back(value_of(models::stage_of(described, s, which)));
+    auto stage = models::stage_of(described, s, which);
+    if (!stage.ok()) throw Problem(file + ": " + stage.error().text);
+    stages.push_back(std::move(stage.value()));
   }
   return stages;
 }

@@ -29,8 +29,8 @@ struct ModelOptions {
   models::Recomputable recomputable() const;
 };
 
-// All stages of a model. A Problem where it cannot be spread so.
-std::vector<models::Stage> stages_of(const models::Described& described,
+// All stages of the model of `file`. A Problem where it cannot be spread so.
+std::vector<models::Stage> stages_of(const std::string& file, const models::Described& described,
                                      models::Recomputable which);
 
 }  // namespace recoup::cli

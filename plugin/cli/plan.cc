@@ -21,6 +21,9 @@ budget::Options same() {
   return options;
 }
 
+// Layers in the microbatches that are held at once: with more of them the choice takes minutes.
+constexpr std::size_t kMostUnits = 4'096;
+
 // Whether every stage fits with what may be recomputed.
 bool fits(const models::Described& d, models::Recomputable which, std::int64_t budget) {
   if (!models::check(d.model, d.parallel).ok()) return false;
@@ -77,8 +80,16 @@ void plan(const Options& o) {
   std::string notes = "recoup plan for " + show_count(limit) + " bytes (" +
                       show_bytes(static_cast<double>(limit)) + ") on each rank\n";
   std::int64_t largest = 0;
-  for (const auto& stage : stages_of(d, which)) {
+  for (const auto& stage : stages_of(o.model.model, d, which)) {
     const auto model = value_of(budget::Model::from(stage.timeline));
+    if (model.units().size() > kMostUnits) {
+      throw Problem(o.model.model + ": microbatches: " + d.parallel.schedule +
+                    " holds so many of " + std::to_string(d.parallel.microbatches) +
+                    " at once that there are " +
+                    show_count(static_cast<std::int64_t>(model.units().size())) +
+                    " parts to choose among, and " + std::to_string(kMostUnits) +
+                    " is the most; plan for fewer");
+    }
     const auto choice = budget::choose(model, limit, same());
     const auto plain = model.predict(model.kept());
     const auto where =
