@@ -10,6 +10,7 @@
 #     -o FOLDER        where the logs and summary.json go; default: results/ in the build's folder
 #   tests/gpu.sh --list                 the stages with their limits
 # RECOUP_GPU_MINUTES: for the build and all stages together; default 10. RECOUP_LLMC: a checkout of llm.c.
+# RECOUP_MEGATRON: a folder with Megatron-LM.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 pack=$root/build-gpu-pack
@@ -28,6 +29,9 @@ make_pack() {
       case $file in */share/doc/* | */man/* | */src/* | */libgloo.so) continue ;; esac
       [ -d "$file" ] || { mkdir -p "$pack$(dirname "$file")" && cp -P "$file" "$pack$file"; }
     done < <(dpkg -L "$package")
+  done
+  for file in "${RECOUP_DEPS:-${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}/recoup}"/megatron/*/megatron; do
+    [ ! -d "$file" ] || { mkdir -p "$pack/megatron" && rm -rf "$pack/megatron/megatron" && cp -R "$file" "$pack/megatron/"; }
   done
   if command -v bible >/dev/null; then bible -f gen1:1-rev22:21 >"$pack/text.txt"; fi
   size=$(du -sm "$pack" | cut -f1)

@@ -46,6 +46,8 @@ STAGES = {
     "memcheck": Stage(100, "engine_gpu_test", "programs.memcheck", "some of the engine's tests under compute-sanitizer"),
     "llmc": Stage(180, "librecoup_policy.so", "llmc.run",
                   "llm.c, patched, of the checkout that RECOUP_LLMC names; a trainer like it without"),
+    "megatron": Stage(180, "recoup_torch.so librecoup_policy.so", "megatron_lm.run",
+                      "Megatron-LM of the folder that RECOUP_MEGATRON names, or of the pack, by -m recoup.megatron"),
 }
 
 
