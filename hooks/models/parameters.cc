@@ -31,9 +31,11 @@ double attention_parameters(const Model& m, double t) {
          out_bias + (m.qk_norm ? 2 * d(m.head_size) : 0);
 }
 
-double mlp_parameters(const Model& m, double ffn) {
+// On one of t ranks; the output's bias is whole on each.
+double mlp_parameters(const Model& m, double ffn, double t) {
   const bool gated = m.activation == Activation::kGated;
-  return d(m.hidden) * ffn * (gated ? 3 : 2) + (m.mlp_bias ? ffn + d(m.hidden) : 0);
+  return (d(m.hidden) * ffn * (gated ? 3 : 2) + (m.mlp_bias ? ffn : 0)) / t +
+         (m.mlp_bias && ffn > 0 ? d(m.hidden) : 0);
 }
 
 }  // namespace
@@ -44,10 +46,10 @@ Parameters layer_parameters(const Model& m, const Parallel& p, std::size_t numbe
   Parameters n;
   n.dense = attention_parameters(m, t) + d(m.norms * m.hidden) * (m.norm == Norm::kLayer ? 2 : 1);
   if (layer.moe) {
-    n.dense += d(m.hidden * m.experts) + mlp_parameters(m, d(m.shared_ffn)) / t;
-    n.experts = d(m.experts) / d(p.expert) * mlp_parameters(m, d(m.expert_ffn)) / t;
+    n.dense += d(m.hidden * m.experts) + mlp_parameters(m, d(m.shared_ffn), t);
+    n.experts = d(m.experts) / d(p.expert) * mlp_parameters(m, d(m.expert_ffn), t);
   } else {
-    n.dense += mlp_parameters(m, d(layer.ffn)) / t;
+    n.dense += mlp_parameters(m, d(layer.ffn), t);
   }
   if (number >= m.layers.size()) n.dense += d(m.hidden) * d(m.hidden) * 2;  // joins two states
   return n;

@@ -1,4 +1,4 @@
-// Bytes of known models' layers against measured ones and against arXiv 2205.05198.
+// Bytes of known models' layers against measured ones.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -91,60 +91,6 @@ TEST(HuggingFace, EagerAttentionSavesScoresThatCoreAttnFrees) {
   EXPECT_EQ(eager.of(Frees::kCoreAttn), 32.0 * 2048 * 2048 * 6 + 2.0 * 2048 * 4096 * 2);
   EXPECT_EQ(flash.of(Frees::kCoreAttn), 32.0 * 2048 * 4);
 }
-
-// arXiv 2205.05198, equations 1, 2, 4 and 6.
-struct PaperShape {
-  const char* name;
-  std::int64_t layers, hidden, heads, sequence;
-  double term, percent;  // 5 a s / h, and what core attention is of a layer
-};
-
-class Paper : public ::testing::TestWithParam<PaperShape> {
- protected:
-  Described model(std::int64_t tensor, bool sequence_parallel) const {
-    const auto& s = GetParam();
-    auto d = read_recoup(
-        "layers: " + std::to_string(s.layers) + "\nhidden: " + std::to_string(s.hidden) +
-            "\nheads: " + std::to_string(s.heads) + "\nsequence: " + std::to_string(s.sequence) +
-            "\nmicrobatch: 4\ntensor_parallel: " + std::to_string(tensor) +
-            "\nsequence_parallel: " + (sequence_parallel ? "true" : "false") + "\n",
-        "m.yaml");
-    if (!d.ok()) throw std::runtime_error(d.error().text);
-    return d.value();
-  }
-};
-
-TEST_P(Paper, LayersAreAsItsEquationsSay) {
-  const auto& s = GetParam();
-  const double sbh = static_cast<double>(s.sequence * 4 * s.hidden);
-  const double scores =
-      5.0 * static_cast<double>(s.heads * s.sequence) / static_cast<double>(s.hidden);
-  EXPECT_EQ(scores, s.term);
-  for (const std::int64_t t : {1, 8}) {
-    const auto tt = static_cast<double>(t);
-    const auto one = model(t, false);
-    EXPECT_NEAR(
-        layer_bytes(one.model, one.parallel, 0).total() / (sbh * (10 + 24 / tt + scores / tt)), 1,
-        1e-9);
-    if (t == 1) continue;
-    const auto both = model(t, true);
-    const auto bytes = layer_bytes(both.model, both.parallel, 0);
-    EXPECT_NEAR(bytes.total() / (sbh / tt * (34 + scores)), 1, 1e-9);
-    EXPECT_NEAR((bytes.total() - bytes.of(Frees::kCoreAttn)) / (sbh / tt * 34), 1, 1e-9);
-    EXPECT_NEAR(bytes.mlp_full() / (sbh / tt * 16), 1, 1e-9);
-    EXPECT_NEAR(bytes.input / (2 * sbh / tt), 1, 1e-9);
-    EXPECT_EQ(std::lround(100 * bytes.of(Frees::kCoreAttn) / bytes.total()),
-              std::lround(s.percent));
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Table3, Paper,
-                         ::testing::Values(PaperShape{"22B", 48, 6144, 64, 2048,
-                                                      5.0 * 64 * 2048 / 6144, 76},
-                                           PaperShape{"175B", 96, 12288, 96, 2048, 80, 70},
-                                           PaperShape{"530B", 105, 20480, 128, 2048, 64, 65},
-                                           PaperShape{"1T", 128, 25600, 160, 2048, 64, 65}),
-                         [](const auto& info) { return "of_" + std::string(info.param.name); });
 
 TEST(ModelFile, WithoutDropoutThereAreNoMasks) {
   const std::string shape = "layers: 2\nhidden: 64\nheads: 4\nsequence: 32\n";
