@@ -24,6 +24,7 @@ struct Context {
   recoup_log_fn log;
   void* log_user;
   std::shared_ptr<Recorder> recorder{};  // null: nobody asked for a profile or a trace
+  std::string check{};                   // RECOUP_CHECK
   // Regions waiting for their backward outlive the plugin.
   std::shared_ptr<Layers> layers = std::make_shared<Layers>();
 

@@ -172,6 +172,7 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
       if (!recorder.ok()) return fail(RECOUP_BAD_CONFIG, recorder.error().text, error, size);
       context->recorder = recorder.value();
     }
+    context->check = settings.value().check;
     const auto& path = settings.value().config_path;
     if (!path.empty()) {
       const std::string name =

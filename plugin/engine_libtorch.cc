@@ -85,6 +85,10 @@ class HostRegion {
   std::shared_ptr<void> user_;
 };
 
+Check check_named(const std::string& name) {
+  return name == kCheckValues ? Check::kValues : name == kCheckCopy ? Check::kCopy : Check::kShapes;
+}
+
 // "recoup: layer 3 mlp: ..." of the exception under way.
 std::string sentence(const std::string& name, const char* who) {
   std::string why = "it threw no std::exception";
@@ -140,6 +144,7 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
     options.name = name;
     options.layer_number = number;
     if (const char* part = RECOUP_GET(region, part)) options.part = part;
+    options.check = check_named(plugin->check);
     options.module = static_cast<std::uint32_t>(RECOUP_GET(region, modules));
     if (const auto* recording = static_cast<const Recording*>(plugin->recorder.get())) {
       options.listener = recording->listener;
@@ -150,7 +155,11 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
       options.pack_inputs = host.function(region->keep, failed);
       options.unpack_inputs = host.function(region->restore, failed);
     }
-    out = checkpoint(std::move(forward), in, options);
+    if (RECOUP_GET(region, rest) != nullptr) {
+      out = checkpoint_parts(std::move(forward), host.function(region->rest, failed), in, options);
+    } else {
+      out = checkpoint(std::move(forward), in, options);
+    }
     return RECOUP_OK;
   } catch (...) {
     if (exception != nullptr) {

@@ -30,7 +30,7 @@ static_assert(RECOUP_LAYER_V1_MIN == 60 && RECOUP_HOST_V1_MIN == 96 && RECOUP_RE
 static_assert(offsetof(recoup_layer_v1, handle) == 64 && sizeof(recoup_layer_v1) == 88 &&
                   offsetof(recoup_host_v1, capabilities) == 104 && sizeof(recoup_host_v1) == 120 &&
                   offsetof(recoup_region_v1, layer_number) == 56 &&
-                  sizeof(recoup_region_v1) == 80 && offsetof(recoup_plugin_v1, abi_minor) == 64 &&
+                  sizeof(recoup_region_v1) == 88 && offsetof(recoup_plugin_v1, abi_minor) == 64 &&
                   sizeof(recoup_plugin_v1) == 104 && sizeof(recoup_module_info_v1) == 32,
               "a struct of version 1.1 has moved");
 

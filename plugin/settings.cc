@@ -31,15 +31,21 @@ Result<Settings> Settings::read(const recoup_host_v1& host) {
   }
   settings.profile_path = variable(kProfileVariable);
   settings.trace_path = variable(kTraceVariable);
+  settings.check = variable(kCheckVariable);
+  if (!settings.check.empty() && settings.check != kCheckValues && settings.check != kCheckCopy) {
+    return Error{std::string(kCheckVariable) + "=" + settings.check +
+                 ": is no check; allowed are " + kCheckValues + " and " + kCheckCopy};
+  }
   return settings;
 }
 
 std::vector<std::string> Settings::notices(bool engine) const {
   std::vector<std::string> notices;
   if (!engine) {
-    for (const auto& [name, path] :
-         {std::pair(kProfileVariable, profile_path), std::pair(kTraceVariable, trace_path)}) {
-      if (path.empty()) continue;
+    for (const auto& [name, value] :
+         {std::pair(kProfileVariable, profile_path), std::pair(kTraceVariable, trace_path),
+          std::pair(kCheckVariable, check)}) {
+      if (value.empty()) continue;
       notices.push_back(std::string(name) +
                         " has no effect: librecoup_policy.so has no engine to measure with; load "
                         "librecoup.so in a LibTorch host");
@@ -48,6 +54,14 @@ std::vector<std::string> Settings::notices(bool engine) const {
     notices.push_back(std::string(kProfileVariable) + " is set: this run measures into " +
                       profile_path +
                       " and recomputes NOTHING, whatever the options say; unset it to train");
+  }
+  if (engine && !check.empty()) {
+    notices.push_back(std::string(kCheckVariable) + "=" + check +
+                      (profile_path.empty()
+                           ? " is set: the values of every recompute are compared with the "
+                             "forward's, which is slow; unset it to train"
+                           : std::string(" has no effect: ") + kProfileVariable +
+                                 " is set, and nothing is recomputed"));
   }
   return notices;
 }

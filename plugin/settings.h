@@ -17,6 +17,11 @@ namespace recoup {
 inline constexpr char kConfigVariable[] = "RECOUP_CONFIG";
 inline constexpr char kProfileVariable[] = "RECOUP_PROFILE";
 inline constexpr char kTraceVariable[] = "RECOUP_TRACE";
+inline constexpr char kCheckVariable[] = "RECOUP_CHECK";
+
+// What RECOUP_CHECK may be; see recoup::Check.
+inline constexpr char kCheckValues[] = "values";
+inline constexpr char kCheckCopy[] = "copy";
 
 struct Settings {
   // The options: of the host (a path, or text), else of RECOUP_CONFIG, else none.
@@ -25,6 +30,7 @@ struct Settings {
   std::optional<Override> override;  // RECOUP_RECOMPUTE_MLP_NUM_LAYERS, variable before constant
   std::string profile_path;          // RECOUP_PROFILE
   std::string trace_path;            // RECOUP_TRACE
+  std::string check;                 // RECOUP_CHECK: empty, kCheckValues or kCheckCopy
 
   // An error where the host gives both a path and text, or a variable's value is none.
   static Result<Settings> read(const recoup_host_v1& host);
@@ -33,7 +39,8 @@ struct Settings {
   // library has one to measure with.
   std::vector<std::string> notices(bool engine) const;
 
-  // The names of what is set outside the host, such as "environment variable RECOUP_CONFIG".
+  // The names of what is set outside the host, such as "environment variable RECOUP_CONFIG". Not
+  // RECOUP_CHECK, which asks for no recompute.
   static std::vector<std::string> outside();
 };
 

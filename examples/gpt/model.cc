@@ -34,8 +34,8 @@ MlpImpl::MlpImpl(const Config& c) : dropout(c.dropout) {
   fc2 = register_module("fc2", RowLinear(c.ffn, c.hidden, c.tensor_parallel));
 }
 
-at::Tensor MlpImpl::rest(const at::Tensor& h) {
-  return fc2(at::dropout(at::gelu(h), dropout, is_training()));
+at::Tensor MlpImpl::activation(const at::Tensor& h) {
+  return at::dropout(at::gelu(h), dropout, is_training());
 }
 
 MoeImpl::MoeImpl(const Config& c) {
@@ -100,7 +100,8 @@ at::Tensor LayerImpl::forward(const at::Tensor& input) {
   const auto h = norm2(x);
   if (moe) return x + drop(recoup.run(RECOUP_MOE, "moe", moe, h));
   return x + drop(recoup.mlp([mlp = mlp](const at::Tensor& in) { return mlp->fc1(in); },
-                             [mlp = mlp](const at::Tensor& in) { return mlp->rest(in); }, h));
+                             [mlp = mlp](const at::Tensor& in) { return mlp->activation(in); },
+                             [mlp = mlp](const at::Tensor& in) { return mlp->fc2(in); }, h));
 }
 
 ModelImpl::ModelImpl(const Config& c, const recoup::Host& recoup) {

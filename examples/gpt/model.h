@@ -34,8 +34,8 @@ struct AttentionImpl : torch::nn::Module {
 // [rows, hidden] -> [rows, hidden], and the same with leading dimensions.
 struct MlpImpl : torch::nn::Module {
   explicit MlpImpl(const Config& config);
-  at::Tensor forward(const at::Tensor& x) { return rest(fc1(x)); }
-  at::Tensor rest(const at::Tensor& h);  // all that follows fc1
+  at::Tensor forward(const at::Tensor& x) { return fc2(activation(fc1(x))); }
+  at::Tensor activation(const at::Tensor& h);  // and its dropout
   ColumnLinear fc1{nullptr};
   RowLinear fc2{nullptr};
   double dropout;

@@ -31,6 +31,9 @@
 //   recompute may end there: it does not enter the last inner region.
 // Rule 8: what is small beside the inputs is kept. A recompute that must go on to the end of the
 //   region for 8 bytes a row costs more than they do.
+// Rule 9: a parameter that a function of the runtime's language saves (torch.autograd.Function) is
+//   saved as itself, so that the function finds on it in backward what others have put there. Such
+//   a variable has no hooks: they can give a tensor's value, not its object.
 #include "recoup/checkpoint/checkpoint.h"
 
 #include <c10/core/GradMode.h>
@@ -62,13 +65,6 @@ Tensors checkpoint_parts(Forward recomputed_part, Forward rest, const Tensors& i
   }
   const Forward both = [&](const Tensors& in) { return rest(recomputed_part(in)); };
   return options.listener ? kept(both, inputs, options) : both(inputs);
-}
-
-at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, const at::Tensor& input,
-                      const CheckpointOptions& options) {
-  return checkpoint(
-      [forward = std::move(forward)](const Tensors& in) -> Tensors { return {forward(in[0])}; },
-      Tensors{input}, options)[0];
 }
 
 namespace {
@@ -110,14 +106,34 @@ class ForwardHooks final : public torch_private::Hooks {
   at::Tensor call_unpack_hook() override {
     region_->framework().announcer().unpacks();
     clear_what_was_read(region_);
-    return region_->take(*slot_);
+    auto t = region_->take(*slot_);
+    // Outside of a backward (`y.grad_fn._saved_result`) no node reads on, and none ends it.
+    if (torch_private::get_current_graph_task_id() == -1) region_->clear_held();
+    return t;
   }
   const std::string& region_name() const override { return region_->framework().name(); }
+
+  bool are_of(const Region& region) const { return region_.get() == &region; }
+  std::size_t slot() const { return *slot_; }
 
  private:
   std::shared_ptr<Region> region_;
   std::optional<std::size_t> slot_;
 };
+
+// Rule 9.
+void save_leaves_as_themselves(Region& region, torch_private::Node& node) {
+  auto* saved = region.framework().runtime().saved_by(node);
+  if (saved == nullptr) return;
+  for (auto& variable : *saved) {
+    const auto* hooks = dynamic_cast<const ForwardHooks*>(torch_private::Hooks::of(variable));
+    if (hooks == nullptr || !hooks->are_of(region)) continue;
+    const auto leaf = region.framework().leaf_in(hooks->slot());
+    if (!leaf.defined()) continue;
+    const NoHooks scope;
+    variable = torch_private::SavedVariable(leaf, /*is_output=*/false);  // frees the hooks
+  }
+}
 
 struct ForwardEnds {  // also where it throws
   const Announcer& announcer;
@@ -163,7 +179,9 @@ Tensors recomputed(Forward forward, Forward rest, const Tensors& inputs,
     scope.warn_if_bypassed(options.name);
   }
   region->forward_done();
-  framework.forward_done(inputs, outputs, first_node, rng.drawn());
+  framework.forward_done(inputs, outputs, first_node, rng.drawn(), [&](torch_private::Node& node) {
+    save_leaves_as_themselves(*region, node);
+  });
   return outputs;
 }
 
@@ -220,6 +238,10 @@ bool Runtime::stopped_by(const void* region) const {
 
 std::unique_lock<std::mutex> Runtime::lock(std::mutex& mutex) const {
   return FrameworkDefaults().lock(mutex);
+}
+
+std::vector<torch::autograd::SavedVariable>* Runtime::saved_by(torch::autograd::Node&) const {
+  return nullptr;
 }
 
 const Runtime& Runtime::cpp() {

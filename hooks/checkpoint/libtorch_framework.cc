@@ -29,7 +29,7 @@ class RecomputeHooks final : public torch_private::Hooks {
   explicit RecomputeHooks(Region& region) : region_(region) {}
   void call_pack_hook(const at::Tensor& t) override {
     held_ = t.tensor_data();
-    region_.refill(t, SavedInput::packing());
+    region_.refill(t, SavedInput::packing(), held_);
   }
   at::Tensor call_unpack_hook() override { return held_; }
   const std::string& region_name() const override { return region_.framework().name(); }
@@ -80,13 +80,34 @@ Tensors LibTorchFramework::run(const Tensors& inputs) {
 
 void LibTorchFramework::recorded(std::size_t slot, const at::Tensor& t) {
   if (rest_ && rest_->running()) rest_->recorded(slot, t);
+  if (options_.runtime != &Runtime::cpp() && t.is_leaf() && t.requires_grad()) {
+    leaves_.push_back({slot, t, Version(t)});
+  }
+}
+
+at::Tensor LibTorchFramework::leaf_in(std::size_t slot) const {
+  for (const auto& leaf : leaves_) {
+    if (leaf.slot == slot && leaf.version.is_current()) return leaf.tensor;
+  }
+  return {};
 }
 
 void LibTorchFramework::forward_done(const Tensors& inputs, const Tensors& outputs,
-                                     std::uint64_t first_node, std::vector<RngState> drawn) {
+                                     std::uint64_t first_node, std::vector<RngState> drawn,
+                                     const std::function<void(torch_private::Node&)>& see) {
   if (checks_values()) take_pending_values();
   if (rest_) rest_->decide(outputs, options_.name);
-  unsaved_.note(outputs, first_node, inputs, options_.reads);
+  if (options_.pack_inputs) {  // in place of the inputs themselves
+    leaves_.erase(std::remove_if(leaves_.begin(), leaves_.end(),
+                                 [&](const Leaf& leaf) {
+                                   return std::any_of(
+                                       inputs.begin(), inputs.end(),
+                                       [&](const auto& t) { return t.is_same(leaf.tensor); });
+                                 }),
+                  leaves_.end());
+  }
+  unsaved_.note(outputs, first_node, inputs, options_.reads, leaves_.empty() ? nullptr : see);
+  leaves_.clear();
   state_.set_rng(std::move(drawn));
 }
 
@@ -173,10 +194,7 @@ bool LibTorchFramework::read(const Held& held, at::Tensor* t, std::string* error
   // The region itself modified what it had saved: stock autograd refuses that too.
   if (!held.version->is_current()) *error = held.version->changed();
   *t = held.data;
-  if (held.of_leaf) {
-    const auto& at = *held.of_leaf;
-    *t = held.data.tensor_data().as_strided(at.sizes, at.strides, at.offset);
-  }
+  if (held.of_leaf) *t = view_at(held.data.tensor_data(), *held.of_leaf);
   wait_for_recompute(*t);
   return true;
 }

@@ -66,7 +66,10 @@ class LibTorchFramework : public FrameworkDefaults {
   bool may_stop_after(const Record& record, const at::Tensor& t) const;
   using Operation = std::uint64_t;
   Operation operation() const { return torch_private::next_node_number(); }
-  Held hold(const at::Tensor& t) const { return {t.tensor_data(), Version(t), nullptr}; }
+  Held hold(const at::Tensor& t) const { return hold(t, t.tensor_data()); }
+  Held hold(const at::Tensor& t, const at::Tensor& data) const {
+    return {data, Version(t), nullptr};
+  }
   bool read(const Held& held, at::Tensor* t, std::string* error) const;
   const void* reader() const { return torch_private::get_current_node().get(); }
   void recompute();
@@ -83,9 +86,14 @@ class LibTorchFramework : public FrameworkDefaults {
   Tensors run(const Tensors& inputs);
   // A tensor has got a slot.
   void recorded(std::size_t slot, const at::Tensor& t);
-  // The forward has run, its nodes numbered from `first_node` on; `drawn`: what it drew from.
+  // The forward has run, its nodes numbered from `first_node` on; `drawn`: what it drew from;
+  // `see`: as of Unsaved::note().
   void forward_done(const Tensors& inputs, const Tensors& outputs, std::uint64_t first_node,
-                    std::vector<RngState> drawn);
+                    std::vector<RngState> drawn,
+                    const std::function<void(torch_private::Node&)>& see);
+  const Runtime& runtime() const { return *options_.runtime; }
+  // Until forward_done() returns: the leaf that has this slot, unmodified. Undefined: none.
+  at::Tensor leaf_in(std::size_t slot) const;
 
  private:
   struct Done {
@@ -109,6 +117,12 @@ class LibTorchFramework : public FrameworkDefaults {
   std::vector<SavedInput> inputs_;    // or what pack_inputs() made of them
   std::vector<bool> requires_grad_;   // of each of the forward's inputs
   std::vector<Done> recompute_done_;  // guarded by Recompute's long mutex
+  struct Leaf {
+    std::size_t slot;
+    at::Tensor tensor;
+    Version version;
+  };
+  std::vector<Leaf> leaves_;  // of a runtime with functions of its own, until forward_done()
   // Saved by the operation under way, which may not have filled them yet.
   std::vector<std::pair<std::shared_ptr<Fingerprint>, at::Tensor>> pending_values_;
   Operation pending_operation_ = 0;

@@ -21,6 +21,15 @@ const c10::StorageImpl* storage_of(const at::Tensor& t) {
 
 }  // namespace
 
+at::Tensor view_at(const at::Tensor& data, const Geometry& place) {
+  if (data.sizes() == at::IntArrayRef(place.sizes) &&
+      data.strides() == at::IntArrayRef(place.strides) && data.storage_offset() == place.offset) {
+    return data;
+  }
+  const at::AutoDispatchBelowADInplaceOrView no_history;
+  return data.as_strided(place.sizes, place.strides, place.offset);
+}
+
 Tensors RestPart::run(const Tensors& first_outputs) {
   first_slot_ = region_.size();
   for (const auto& t : first_outputs) {
@@ -88,10 +97,9 @@ void RestPart::refill(const Tensors& first_outputs) const {
     if (view.output >= first_outputs.size() || !first_outputs[view.output].defined()) return;
     const auto& now = first_outputs[view.output];
     if (Shape(now) != *then.shape) return;  // Recompute says so: the slot stays empty
-    const auto data = now.tensor_data();
-    region_.fill(view.slot,
-                 data.as_strided(view.geometry.sizes, view.geometry.strides,
-                                 view.geometry.offset - then.offset + data.storage_offset()));
+    auto place = view.geometry;
+    place.offset += now.storage_offset() - then.offset;
+    region_.fill(view.slot, view_at(now.tensor_data(), place));
   }
 }
 

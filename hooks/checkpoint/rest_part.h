@@ -24,6 +24,9 @@ namespace recoup {
 
 class Region;
 
+// The view of `data`, which has no history, that lies there; `data` itself where it is all of it.
+at::Tensor view_at(const at::Tensor& data, const Geometry& place);
+
 class RestPart {
  public:
   RestPart(Region& region, Forward rest) : region_(region), rest_(std::move(rest)) {}

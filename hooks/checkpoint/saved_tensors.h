@@ -55,6 +55,12 @@ class HooksOf final : public HookScope {
   Of of_;
 };
 
+// While it lives, what autograd saves in this thread gets no hooks.
+class NoHooks final : public HookScope {
+ public:
+  std::unique_ptr<torch_private::SavedVariableHooks> make() override { return nullptr; }
+};
+
 // Hooks that a tensor saved now would get: of the innermost scope, of Python, or none (null).
 std::unique_ptr<torch_private::SavedVariableHooks> current_hooks();
 

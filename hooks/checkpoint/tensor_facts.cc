@@ -52,7 +52,8 @@ std::string Shape::text() const {
 }
 
 void Unsaved::note(const std::vector<at::Tensor>& outputs, std::uint64_t first_node,
-                   const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& others) {
+                   const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& others,
+                   const std::function<void(torch_private::Node&)>& see) {
   using torch_private::Node;
   // Leaves are numbered last of all; what comes before the region has lower numbers, or is an
   // input's (a thread numbers its own nodes only).
@@ -62,8 +63,8 @@ void Unsaved::note(const std::vector<at::Tensor>& outputs, std::uint64_t first_n
                        [&](const at::Tensor& t) { return t.defined() && of(t) == thing; });
   };
   std::vector<bool> seen;
-  c10::SmallVector<const Node*, 16> todo;
-  const auto visit = [&](const Node* node) {
+  c10::SmallVector<Node*, 16> todo;
+  const auto visit = [&](Node* node) {
     if (node == nullptr) return;
     const auto number = node->sequence_nr();
     if (number == kLeaf) {
@@ -74,6 +75,7 @@ void Unsaved::note(const std::vector<at::Tensor>& outputs, std::uint64_t first_n
                    [](const at::Tensor& t) { return t.unsafeGetTensorImpl(); })) {
         return;
       }
+      if (noted_.empty()) noted_.reserve(4);  // an MLP's
       noted_.push_back({Version(leaf), Shape(leaf)});
       return;
     }
@@ -90,7 +92,8 @@ void Unsaved::note(const std::vector<at::Tensor>& outputs, std::uint64_t first_n
     if (out.defined() && out.requires_grad() && !out.is_leaf()) visit(out.grad_fn().get());
   }
   while (!todo.empty()) {
-    const Node* node = todo.pop_back_val();
+    Node* node = todo.pop_back_val();
+    if (see) see(*node);
     for (const auto& edge : node->next_edges()) visit(edge.function.get());
   }
   for (const auto& t : others) {

@@ -3,6 +3,7 @@
 
 #include <c10/util/DimVector.h>
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,9 +57,11 @@ struct Geometry {
 class Unsaved {
  public:
   // After a forward whose nodes are numbered from `first_node` on: the leaves that those nodes
-  // accumulate into, and `others`. `inputs` are left out: they are checked anyway.
+  // accumulate into, and `others`. `inputs` are left out: they are checked anyway. Each of the
+  // nodes is shown to `see`, where that is not null.
   void note(const std::vector<at::Tensor>& outputs, std::uint64_t first_node,
-            const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& others);
+            const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& others,
+            const std::function<void(torch_private::Node&)>& see);
   // Throws where one was modified in place since.
   void check(const std::string& region) const;
   // After a recompute, in which the forward itself may have modified them.

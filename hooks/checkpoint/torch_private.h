@@ -15,6 +15,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
@@ -50,6 +51,7 @@ using torch::autograd::Engine;                     // the virtual functions
 using torch::autograd::get_current_graph_task_id;  // which backward runs in this thread
 using torch::autograd::get_current_node;           // which of its nodes
 using torch::autograd::Node;                       // sequence_nr(), next_edges(), name()
+using torch::autograd::SavedVariable;              // what a node saves
 using torch::autograd::SavedVariableHooks;         // pack and unpack
 using torch::autograd::set_default_engine_stub;    // puts an engine in place of LibTorch's
 using torch::autograd::impl::version_counter;      // of a tensor and all its views
@@ -63,10 +65,30 @@ struct Hooks : SavedVariableHooks {
   virtual const std::string& region_name() const = 0;
   virtual std::optional<std::pair<c10::SafePyObject, c10::SafePyObject>> retrieve_unpack_hook_data()
       const {
+    if (looked_for_) {
+      found_ = this;
+      return std::nullopt;
+    }
     TORCH_CHECK(false, "recoup: ", region_name(),
                 ": compiled autograd cannot trace a backward that recomputes in C++; run this "
                 "backward without torch._dynamo.compiled_autograd");
   }
+
+  // A saved variable's hooks, where they are ours; else null.
+  static const Hooks* of(const SavedVariable& saved) {
+    found_ = nullptr;
+    looked_for_ = true;
+    try {
+      saved.retrieve_unpack_hook_data();
+    } catch (const c10::Error&) {  // of others in C++, which have none
+    }
+    looked_for_ = false;
+    return found_;
+  }
+
+ private:
+  static inline thread_local bool looked_for_ = false;
+  static inline thread_local const Hooks* found_ = nullptr;
 };
 
 // 2.13: std::shared_ptr<Node> became c10::intrusive_ptr<Node>.

@@ -3,9 +3,14 @@
 // The engine's forward is a Python callable here, so that the end of a recompute crosses the
 // interpreter as a Python exception, and nobody waits for another thread's recompute while holding
 // the GIL.
+#include <torch/csrc/autograd/python_function.h>
 #include <torch/extension.h>
 
+#include <cstring>
+#include <typeinfo>
+
 #include "recoup/checkpoint/checkpoint.h"
+#include "recoup/checkpoint/framework.h"
 
 namespace {
 
@@ -14,41 +19,41 @@ namespace py = pybind11;
 // recoup_torch.StopRecompute, a BaseException: `except Exception` in a forward must not catch it.
 PyObject* stop_type = nullptr;
 
-// The region whose StopRecompute is on its way through this thread. What arrives at the region's
-// recompute after that is the stop, also where something on the way has put another exception in
-// its place: TorchScript's interpreter turns every exception into one of its own.
+// The region whose StopRecompute is on its way through this thread: to the function that the
+// region's recompute has called, since only what runs in there saves into its slots.
 thread_local const void* stopping = nullptr;
+
+// The torch.autograd.Function of a node: `obj`; in LibTorch 2.15, which has none, pyobj().
+template <class PyNode>
+auto function_of(PyNode& node, int) -> decltype(node.obj) {
+  return node.obj;
+}
+template <class PyNode>
+auto function_of(PyNode& node, long) -> decltype(node.pyobj()) {
+  return node.pyobj();
+}
 
 class PythonRuntime final : public recoup::Runtime {
  public:
   [[noreturn]] void stop(const void* region) const override {
     const py::gil_scoped_acquire gil;
     stopping = region;
-    PyErr_SetObject(stop_type, py::int_(reinterpret_cast<std::uintptr_t>(region)).ptr());
+    PyErr_SetNone(stop_type);
     throw py::error_already_set();
-  }
-
-  bool stopped_by(const void* region) const override {
-    const bool stops = stopping == region;
-    if (stops) stopping = nullptr;
-    try {
-      throw;
-    } catch (py::error_already_set& error) {
-      const py::gil_scoped_acquire gil;
-      if (error.matches(stop_type)) {
-        return error.value().attr("args")[py::int_(0)].cast<std::uintptr_t>() ==
-               reinterpret_cast<std::uintptr_t>(region);
-      }
-      return stops && error.matches(PyExc_RuntimeError);
-    } catch (...) {
-      return false;
-    }
   }
 
   std::unique_lock<std::mutex> lock(std::mutex& mutex) const override {
     if (PyGILState_Check() == 0) return std::unique_lock<std::mutex>(mutex);
     const py::gil_scoped_release no_gil;
     return std::unique_lock<std::mutex>(mutex);
+  }
+
+  // Of a torch.autograd.Function. By name: the class itself is not exported.
+  std::vector<torch::autograd::SavedVariable>* saved_by(
+      torch::autograd::Node& node) const override {
+    if (std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE") != 0) return nullptr;
+    PyObject* const function = function_of(static_cast<torch::autograd::PyNode&>(node), 0);
+    return &reinterpret_cast<THPFunction*>(function)->saved_variables;
   }
 };
 
@@ -104,10 +109,30 @@ void collect(PyObject* value, recoup::Tensors* tensors) {
   }
 }
 
+py::tuple as_tuple(const recoup::Tensors& tensors) {
+  py::tuple tuple(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) tuple[i] = py::cast(tensors[i]);
+  return tuple;
+}
+
 py::object call(PyObject* function, PyObject* args, PyObject* kwargs) {
   PyObject* result = PyObject_Call(function, args, kwargs);
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
+}
+
+// The same in a recompute: null where StopRecompute has ended it, and `stopped` is its region. So
+// is any RuntimeError in its place: TorchScript's interpreter turns every exception into one.
+py::object call_again(PyObject* function, PyObject* args, const void** stopped) {
+  PyObject* result = PyObject_Call(function, args, nullptr);
+  *stopped = std::exchange(stopping, nullptr);
+  if (result != nullptr) return py::reinterpret_steal<py::object>(result);
+  if (*stopped == nullptr ||
+      (PyErr_ExceptionMatches(stop_type) == 0 && PyErr_ExceptionMatches(PyExc_RuntimeError) == 0)) {
+    throw py::error_already_set();
+  }
+  PyErr_Clear();
+  return {};
 }
 
 // The function that a region owns, and for its first run what that is called with and returns.
@@ -132,38 +157,105 @@ struct Callable {
       collect(run.result.ptr(), &outputs);
       return outputs;
     }
-    py::tuple leaves(inputs.size());
-    for (std::size_t i = 0; i < inputs.size(); ++i) leaves[i] = py::cast(inputs[i]);
-    call(recompute.is_none() ? function.ptr() : recompute.ptr(), leaves.ptr(), nullptr);
+    const void* stopped = nullptr;
+    call_again(recompute.is_none() ? function.ptr() : recompute.ptr(), as_tuple(inputs).ptr(),
+               &stopped);
     return outputs;  // nobody reads a recompute's results
   }
 };
 
-void free_with_gil(Callable* callable) {
-  // Freed wherever the graph is freed, which may be a thread without the GIL, or after Python.
-  if (Py_IsInitialized() == 0) return;
-  const py::gil_scoped_acquire gil;
-  delete callable;
+// A part of a region, which hands tensors on.
+struct Part {
+  py::object function;
+  bool last = false;
+  py::object* result = nullptr;  // of the last part, for its first run: what it returns
+  bool ran = false;
+
+  recoup::Tensors operator()(const recoup::Tensors& inputs) {
+    const py::gil_scoped_acquire gil;
+    const NoFrameCompilation plainly;
+    const auto args = as_tuple(inputs);
+    py::object value;
+    if (const void* stopped = nullptr; !std::exchange(ran, true)) {
+      value = call(function.ptr(), args.ptr(), nullptr);
+    } else if (value = call_again(function.ptr(), args.ptr(), &stopped); !value) {
+      throw recoup::StopRecompute{stopped};  // there is no result to hand on
+    }
+    recoup::Tensors outputs;
+    if (!last) {
+      append_tensors(value, &outputs);
+    } else if (result != nullptr) {
+      collect(value.ptr(), &outputs);
+      *std::exchange(result, nullptr) = std::move(value);
+    }
+    return outputs;
+  }
+
+ private:
+  static void append_tensors(const py::object& value, recoup::Tensors* tensors) {
+    const bool several = PyTuple_Check(value.ptr()) || PyList_Check(value.ptr());
+    const auto values = several ? py::reinterpret_borrow<py::sequence>(value)
+                                : py::reinterpret_borrow<py::sequence>(py::make_tuple(value));
+    for (const auto one : values) {
+      if (!THPVariable_Check(one.ptr())) {
+        throw py::type_error(
+            std::string("recoup.checkpoint_parts: the part that is recomputed gave a ") +
+            Py_TYPE(one.ptr())->tp_name + "; it must give a tensor, or a tuple or list of tensors");
+      }
+      tensors->push_back(THPVariable_Unpack(one.ptr()));
+    }
+  }
+};
+
+// A function that the region owns. It is freed wherever the graph is freed, which may be a thread
+// without the GIL, or after Python.
+template <class Function>
+recoup::Forward owned_by_graph(Function function) {
+  const std::shared_ptr<Function> owned(new Function(std::move(function)), [](Function* freed) {
+    if (Py_IsInitialized() == 0) return;
+    const py::gil_scoped_acquire gil;
+    delete freed;
+  });
+  return [owned](const recoup::Tensors& in) { return (*owned)(in); };
 }
 
-py::object checkpoint(py::object function, py::object recompute, py::object inputs, py::tuple args,
-                      py::dict kwargs, const std::string& name, bool preserve_rng,
-                      bool early_stop) {
+recoup::Tensors tensors_in(const py::object& sequence) {
+  recoup::Tensors tensors;
+  for (const auto input : py::reinterpret_borrow<py::sequence>(sequence)) {
+    tensors.push_back(input.cast<at::Tensor>());
+  }
+  return tensors;
+}
+
+recoup::CheckpointOptions options_of(const std::string& name, bool preserve_rng, bool early_stop,
+                                     int check) {
   static const PythonRuntime runtime;
   recoup::CheckpointOptions options;
   options.name = name;
   options.preserve_rng = preserve_rng;
   options.early_stop = early_stop;
+  options.check = static_cast<recoup::Check>(check);
   options.runtime = &runtime;
-  recoup::Tensors tensors;
-  for (const auto input : py::reinterpret_borrow<py::sequence>(inputs)) {
-    tensors.push_back(input.cast<at::Tensor>());
-  }
+  return options;
+}
+
+py::object checkpoint(py::object function, py::object recompute, py::object inputs, py::tuple args,
+                      py::dict kwargs, const std::string& name, bool preserve_rng, bool early_stop,
+                      int check) {
   Callable::FirstRun first{std::move(args), std::move(kwargs), {}};
-  const std::shared_ptr<Callable> owned(
-      new Callable{std::move(function), std::move(recompute), &first}, free_with_gil);
-  recoup::checkpoint([owned](const recoup::Tensors& in) { return (*owned)(in); }, tensors, options);
+  recoup::checkpoint(owned_by_graph(Callable{std::move(function), std::move(recompute), &first}),
+                     tensors_in(inputs), options_of(name, preserve_rng, early_stop, check));
   return std::move(first.result);
+}
+
+py::object checkpoint_parts(py::object function, py::object rest, py::object inputs,
+                            const std::string& name, bool preserve_rng, int check) {
+  py::object result;
+  recoup::checkpoint_parts(owned_by_graph(Part{std::move(function)}),
+                           owned_by_graph(Part{std::move(rest), /*last=*/true, &result}),
+                           tensors_in(inputs),
+                           options_of(name, preserve_rng, /*early_stop=*/true, check));
+  return result;
 }
 
 // Whether these are plain tensors, each another one: of no Python class of their own, without
@@ -200,5 +292,10 @@ PYBIND11_MODULE(recoup_torch, m) {
         "function(*args, **kwargs), of whose arguments `inputs`, the tensors among them, are kept. "
         "A recompute calls recompute(*inputs), or where that is None function(*inputs).",
         py::arg("function"), py::arg("recompute"), py::arg("inputs"), py::arg("args"),
-        py::arg("kwargs"), py::arg("name"), py::arg("preserve_rng"), py::arg("early_stop"));
+        py::arg("kwargs"), py::arg("name"), py::arg("preserve_rng"), py::arg("early_stop"),
+        py::arg("check"));
+  m.def("checkpoint_parts", &checkpoint_parts,
+        "rest(*function(*inputs)). A recompute calls the function, and the rest where it must.",
+        py::arg("function"), py::arg("rest"), py::arg("inputs"), py::arg("name"),
+        py::arg("preserve_rng"), py::arg("check"));
 }

@@ -17,16 +17,24 @@ struct Mlp {
   torch::nn::Linear fc1, fc2;
 };
 
-// Plain and checkpointed steps in turn, so that both see the same machine; medians as counters.
+// Steps of each kind in turn, so that all see the same machine; medians as counters.
 void SideBySide(benchmark::State& state) {
   torch::set_num_threads(1);
   Mlp mlp(state.range(1));
   const auto x = at::randn({state.range(0), state.range(1)}).set_requires_grad(true);
-  const auto microseconds = [&](bool checkpointed) {
+  enum Kind { kPlain, kOnePart, kTwoParts };
+  const recoup::Forward first = [&](const recoup::Tensors& in) -> recoup::Tensors {
+    return {at::gelu(mlp.fc1(in[0]))};
+  };
+  const recoup::Forward rest = [&](const recoup::Tensors& in) -> recoup::Tensors {
+    return {mlp.fc2(in[0])};
+  };
+  const auto microseconds = [&](Kind kind) {
     const auto start = std::chrono::steady_clock::now();
-    const auto y = checkpointed
+    const auto y = kind == kPlain ? mlp(x)
+                   : kind == kOnePart
                        ? recoup::checkpoint([&](const at::Tensor& in) { return mlp(in); }, x)
-                       : mlp(x);
+                       : recoup::checkpoint_parts(first, rest, {x})[0];
     y.sum().backward();
     return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
         .count();
@@ -38,10 +46,11 @@ void SideBySide(benchmark::State& state) {
     return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
         .count();
   };
-  std::vector<double> plain, checkpointed, recompute;
+  std::vector<double> plain, checkpointed, in_parts, recompute;
   for (auto _ : state) {
-    plain.push_back(microseconds(false));
-    checkpointed.push_back(microseconds(true));
+    plain.push_back(microseconds(kPlain));
+    checkpointed.push_back(microseconds(kOnePart));
+    in_parts.push_back(microseconds(kTwoParts));
     recompute.push_back(bare_recompute());
   }
   const auto median = [](std::vector<double>& v) {
@@ -50,6 +59,7 @@ void SideBySide(benchmark::State& state) {
   };
   state.counters["plain_us"] = median(plain);
   state.counters["checkpointed_us"] = median(checkpointed);
+  state.counters["in_parts_us"] = median(in_parts);
   state.counters["recompute_us"] = median(recompute);
 }
 

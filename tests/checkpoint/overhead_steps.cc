@@ -1,15 +1,20 @@
-// So many training steps of one MLP of 8 x 16, for callgrind: overhead_steps.py counts
-// instructions, which no other load on the machine changes.
+// Training steps of one MLP of 8 x 16, for callgrind: overhead_steps.py counts instructions, which
+// no other load on the machine changes. Only the steps are counted, not the loading of LibTorch.
 //
-//   overhead_steps plain|floor|one|parts STEPS
+//   overhead_steps STEPS
 //
-// floor: what no checkpoint can do without: hooks that keep nothing, and fc1 and the activation
-// once more, with history, under such hooks. one: the MLP as one part, with early stop. parts: in
-// two.
+// Four ways, each of which callgrind writes a file about, called as it is:
+//   plain  no checkpoint
+//   floor  what no checkpoint can do without: hooks that keep nothing, and fc1 and the activation
+//          once more, with history, under such hooks
+//   one    the MLP as one part, with early stop
+//   parts  in two parts
 #include <torch/torch.h>
+#include <valgrind/callgrind.h>
 
 #include <cstdlib>
-#include <cstring>
+#include <functional>
+#include <string>
 
 #include "../../hooks/checkpoint/saved_tensors.h"
 #include "recoup/checkpoint/checkpoint.h"
@@ -26,7 +31,7 @@ struct Keep final : recoup::torch_private::SavedVariableHooks {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 2) return 2;
   torch::set_num_threads(1);
   torch::manual_seed(1);
   torch::nn::Linear fc1(16, 64), fc2(64, 16);
@@ -35,14 +40,13 @@ int main(int argc, char** argv) {
     return {at::gelu(fc1(in[0]))};
   };
   const auto rest = [&](const recoup::Tensors& in) -> recoup::Tensors { return {fc2(in[0])}; };
-  const std::string mode = argv[1];
-  for (int step = std::atoi(argv[2]); step > 0; --step) {
+  const auto run = [&](const std::string& way) {
     at::Tensor y;
-    if (mode == "one") {
+    if (way == "one") {
       y = recoup::checkpoint([&](const recoup::Tensors& in) { return rest(first(in)); }, {x})[0];
-    } else if (mode == "parts") {
+    } else if (way == "parts") {
       y = recoup::checkpoint_parts(first, rest, {x})[0];
-    } else if (mode == "floor") {
+    } else if (way == "floor") {
       const recoup::HooksOf<Keep, int> hooks(0);
       y = rest(first({x}))[0];
       first({x.detach().requires_grad_()});
@@ -50,5 +54,14 @@ int main(int argc, char** argv) {
       y = rest(first({x}))[0];
     }
     y.sum().backward();
+  };
+  for (const std::string way : {"plain", "floor", "one", "parts"}) {
+    for (int step = 0; step < 3; ++step) run(way);
+    CALLGRIND_START_INSTRUMENTATION;
+    run(way);  // callgrind itself warms up
+    CALLGRIND_ZERO_STATS;
+    for (int step = std::atoi(argv[1]); step > 0; --step) run(way);
+    CALLGRIND_DUMP_STATS_AT(way.c_str());
+    CALLGRIND_STOP_INSTRUMENTATION;
   }
 }

@@ -170,6 +170,11 @@ typedef struct recoup_region_v1 {
   int64_t layer_number; /* as given to the hook; 0: unknown */
   const char* part;     /* of the layer, such as "mlp", "mlp.rest" or "core_attn"; null: unknown */
   uint64_t modules;     /* the modules that it is a part of, bits of recoup_module; 0: unknown */
+  /* Where not null the region is rest(forward(inputs)), and only forward() is run once more in
+   * backward, to its end: for an MLP, fc1 and the activation, then what follows. Where the rest
+   * saves something of its own (a dropout's mask), both are run again, as one; see
+   * checkpoint_parts() in recoup/checkpoint/checkpoint.h. Types and errors as for forward. */
+  int32_t (*rest)(void* user, const void* inputs, void* outputs, void* exception);
 } recoup_region_v1;
 #define RECOUP_REGION_V1_MIN \
   (offsetof(recoup_region_v1, release) + sizeof(((recoup_region_v1*)0)->release))

@@ -25,6 +25,7 @@ class PolicyPlugin : public testing::Test {
     ::unsetenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS");
     ::unsetenv("RECOUP_PROFILE");
     ::unsetenv("RECOUP_TRACE");
+    ::unsetenv("RECOUP_CHECK");
     options_.name = "host_test";
     options_.num_layers = 24;
     options_.modules = RECOUP_MLP | RECOUP_CORE_ATTN;
@@ -262,9 +263,23 @@ TEST_F(PolicyPlugin, SaysWhatConfiguresItFromOutside) {
 TEST_F(PolicyPlugin, ProfileAndTraceHaveNoEffectHereAndThatIsSaid) {
   ::setenv("RECOUP_PROFILE", "/no/such/profile.json", 1);
   ::setenv("RECOUP_TRACE", "/no/such/trace.json", 1);
+  ::setenv("RECOUP_CHECK", "values", 1);
+  EXPECT_EQ(recoup::Host::configured(RECOUP_POLICY_PLUGIN),
+            "environment variable RECOUP_PROFILE, environment variable RECOUP_TRACE");
   EXPECT_TRUE(host(kMlp).layer({1}).recompute_mlp());
   EXPECT_THAT(warnings_, ElementsAre(HasSubstr("RECOUP_PROFILE has no effect"),
-                                     HasSubstr("RECOUP_TRACE has no effect")));
+                                     HasSubstr("RECOUP_TRACE has no effect"),
+                                     HasSubstr("RECOUP_CHECK has no effect")));
+}
+
+TEST_F(PolicyPlugin, ACheckThatIsNoneIsRefused) {
+  ::setenv("RECOUP_CHECK", "yes", 1);
+  try {
+    host(kMlp);
+    ADD_FAILURE();
+  } catch (const recoup::LoadError& e) {
+    EXPECT_STREQ(e.what(), "RECOUP_CHECK=yes: is no check; allowed are values and copy");
+  }
 }
 
 TEST_F(PolicyPlugin, TheFirstLineNamesVersionHostAndFile) {

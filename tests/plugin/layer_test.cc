@@ -45,11 +45,15 @@ const recoup_plugin_v1 kPlugin = {
        size_t) {
       const auto& inputs = *static_cast<const Ints*>(in);
       auto& outputs = *static_cast<Ints*>(out);
-      const int failed = region->forward(region->user, in, out, exception);
+      int failed = region->forward(region->user, in, out, exception);
       if (failed == 0) {  // backward: the same again
         Ints again;
         region->forward(region->user, in, &again, exception);
         EXPECT_EQ(again, outputs);
+      }
+      if (failed == 0 && region->rest != nullptr) {  // which is never run again
+        const auto middle = outputs;
+        failed = region->rest(region->user, &middle, out, exception);
       }
       seen.push_back({region->part, region->layer_number, region->modules, inputs, outputs,
                       region->keep != nullptr});
@@ -142,6 +146,38 @@ TEST_F(LayerTest, PartsTakeAndGiveAnyNumberOfTensors) {
   EXPECT_EQ(layer_.checkpoint(
                 "block", [](const Ints& in) { return Ints(5, in[0]); }, Ints{7}),
             Ints(5, 7));
+}
+
+TEST_F(LayerTest, InThreePartsTheRestRunsOnce) {
+  auto old = kPlugin;  // which knows no third part
+  old.struct_size = RECOUP_PLUGIN_V1_MIN;
+  const auto old_layer = recoup::Host(&old, options_).layer({3});
+  for (int level = 0; level < 4; ++level) {
+    seen.clear();
+    if (level > 0) recompute(level == 2);
+    next.profile = level == 3;
+    int fc1 = 0, activation = 0, rest = 0;
+    const auto run = [&](const recoup::Layer& layer) {
+      return layer.mlp([&](int x) { return ++fc1, std::pair(x + 1, 2 * x); },
+                       [&](int gate, int up) { return ++activation, gate * up; },
+                       [&](int h) { return ++rest, std::pair(h, -h); }, 4);
+    };
+    EXPECT_EQ(run(layer_), std::pair(40, -40));
+    EXPECT_EQ(fc1, level == 1 || level == 3 ? 2 : 1) << level;
+    EXPECT_EQ(activation, level == 0 ? 1 : 2) << level;
+    EXPECT_EQ(rest, level == 3 ? 2 : 1) << level;
+    if (level > 0) {
+      EXPECT_EQ(seen.back().inputs, level == 1 ? Ints{4} : (Ints{5, 8})) << level;
+      EXPECT_THAT(seen.back().outputs, ElementsAre(40, -40));
+      EXPECT_EQ(seen.back().part, level == 3 ? "mlp.rest" : "mlp");
+    }
+    rest = 0;
+    EXPECT_EQ(run(old_layer), std::pair(40, -40));
+    // What the hook said stays: it recomputes nothing.
+    EXPECT_EQ(rest, 1);
+  }
+  old_layer.checkpoint(
+      "block", [](int x) { return x; }, 1);
 }
 
 struct Module {

@@ -26,7 +26,8 @@ class TorchPlugin : public testing::Test {
     options_.log = [](recoup_log_level, const std::string&) {};
   }
   void TearDown() override {
-    for (const char* name : {"RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "RECOUP_PROFILE", "RECOUP_TRACE"}) {
+    for (const char* name :
+         {"RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "RECOUP_PROFILE", "RECOUP_TRACE", "RECOUP_CHECK"}) {
       ::unsetenv(name);
     }
   }
@@ -223,6 +224,67 @@ TEST_F(TorchPlugin, SwiGluIsBitEqualAtEachLevel) {
     for (std::size_t i = 0; i < result.size(); ++i)
       EXPECT_TRUE(at::equal(result[i], results[0][i]));
   }
+}
+
+// What is held is the same; the third part is never entered again.
+TEST_F(TorchPlugin, SwiGluInThreePartsIsBitEqualAtEachLevel) {
+  const auto gate = at::randn({8, 32}).requires_grad_(), up = at::randn({8, 32}).requires_grad_(),
+             down = at::randn({32, 8}).requires_grad_();
+  const auto x = at::randn({16, 8}).requires_grad_();
+  const std::string mlp = "recompute_granularity: selective\nrecompute_modules: [mlp]\n";
+  options_.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION;
+  ::unsetenv("RECOUP_RECOMPUTE_MLP_NUM_LAYERS");
+  std::vector<std::vector<at::Tensor>> results;
+  std::vector<std::int64_t> saved, runs;
+  for (const auto& yaml : {std::string(), mlp, mlp + "mlp_recompute_level: activation\n"}) {
+    options_.config_yaml = yaml;
+    const auto layer = recoup::Host(RECOUP_PLUGIN, options_).layer({1});
+    int fc1 = 0, activation = 0, rest = 0;
+    ActivationMeter meter(at::kCPU);
+    const auto y = layer.mlp(
+        [&](const at::Tensor& in) { return ++fc1, std::pair(in.mm(gate), in.mm(up)); },
+        [&](const at::Tensor& g, const at::Tensor& u) { return ++activation, at::silu(g) * u; },
+        [&](const at::Tensor& h) { return ++rest, h.mm(down); }, x);
+    saved.push_back(meter.bytes() - y.numel() * 4);
+    results.push_back(torch::autograd::grad({y.sum()}, {x, gate, up, down}));
+    results.back().push_back(y.detach());
+    runs.insert(runs.end(), {fc1, activation, rest});
+  }
+  const std::int64_t hidden = 16 * 32 * 4;
+  EXPECT_THAT(saved, ElementsAre(4 * hidden, 0, 2 * hidden));
+  EXPECT_THAT(runs, ElementsAre(1, 1, 1, 2, 2, 1, 1, 2, 1));
+  for (const auto& result : results) {
+    for (std::size_t i = 0; i < result.size(); ++i)
+      EXPECT_TRUE(at::equal(result[i], results[0][i]));
+  }
+}
+
+TEST_F(TorchPlugin, TheEnvironmentAsksForValuesToBeCompared) {
+  std::vector<std::string> warnings;
+  options_.log = [&](recoup_log_level level, const std::string& line) {
+    if (level == RECOUP_LOG_WARNING) warnings.push_back(line);
+  };
+  const auto x = at::randn({100, 100}).requires_grad_();
+  const auto backward = [&](const char* check) -> std::string {
+    check != nullptr ? ::setenv("RECOUP_CHECK", check, 1) : ::unsetenv("RECOUP_CHECK");
+    warnings.clear();
+    const auto layer = recoup::Host(RECOUP_PLUGIN, options_).layer({1});
+    int calls = 0;
+    try {
+      layer.mlp([&](const at::Tensor& in) { return (in * ++calls).exp().sin(); }, x)
+          .sum()
+          .backward();
+    } catch (const std::exception& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(backward(nullptr), "");
+  EXPECT_THAT(warnings, Not(testing::Contains(HasSubstr("RECOUP_CHECK"))));
+  EXPECT_THAT(backward("values"), AllOf(HasSubstr("recoup: layer 1 mlp: saved tensor"),
+                                        HasSubstr("3 of its 3 blocks of 4096 values differ")));
+  EXPECT_THAT(warnings, testing::Contains(HasSubstr("RECOUP_CHECK=values is set")));
+  EXPECT_THAT(backward("copy"), HasSubstr("of its 10000 values differ, the first at [0, 0]"));
 }
 
 TEST_F(TorchPlugin, AModuleHolderIsPassedAsItIs) {

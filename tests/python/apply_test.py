@@ -12,7 +12,7 @@ import torch
 
 import recoup
 from recoup._apply import Region
-from small_model import Model, bytes_kept, gradients, same
+from small_model import TOKENS, Model, bytes_kept, gradients, same
 
 LAYERS = 4
 
@@ -226,7 +226,6 @@ class TestRefusals:
     @pytest.mark.parametrize("text, message", [
         ("recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 2\n", "selective|full"),
         ("recompute_granularity: selective\nrecompute_modules: [mlp, core_attn]\n", "core_attn"),
-        ("recompute_granularity: selective\nrecompute_modules: [mlp]\nmlp_activation_layers: all\n", "activation"),
         ("recompute_granularity: selective\nrecompute_modules: [mlp]\nrecompute_mlp_num_layer: 1\n",
          "recompute_mlp_num_layers"),
     ])
@@ -259,3 +258,99 @@ def test_two_ranks(case):
             [here, os.path.dirname(os.path.dirname(recoup.__file__))])})
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("equal") == 2, done.stdout
+
+
+class TestLevelActivation:
+    """fc1's output is kept, and what follows it runs again."""
+
+    def test_gradients_and_bytes(self, model):
+        expected, plain = gradients(model), bytes_kept(model)
+        table = recoup.apply(model, mlp_num_layers=3, mlp_level="activation")
+        assert [row.note for row in table] == ["recomputed from fc1's output on"] * 3 + ["kept"]
+        assert same(gradients(model), expected)
+        # fc2's input alone: gelu's is fc1's output.
+        assert plain - bytes_kept(model) == 3 * (2 * 3 * 64 * 4)
+
+    def test_no_gemm_runs_again(self, model):
+        recoup.apply(model, mlp_num_layers=4, mlp_level="activation")
+        calls = []
+        for layer in model.layers:
+            layer.mlp.fc1.register_forward_hook(lambda *_: calls.append("fc1"))
+            layer.mlp.act.register_forward_hook(lambda *_: calls.append("act"))
+        gradients(model)
+        assert calls.count("fc1") == 4 and calls.count("act") == 8
+        assert all(type(layer.mlp.fc1) is torch.nn.Linear for layer in model.layers)
+
+    def test_a_file_says_it(self, model, tmp_path):
+        expected = gradients(model)
+        config = tmp_path / "x.yaml"
+        config.write_text("recompute_granularity: selective\nrecompute_modules: [mlp]\n"
+                          "recompute_mlp_layers: 1-3\nmlp_activation_layers: 2\n")
+        table = recoup.apply(model, str(config))
+        assert [row.note for row in table] == ["recomputed", "recomputed from fc1's output on", "recomputed", "kept"]
+        assert same(gradients(model), expected)
+
+    def test_copies_pickles_and_back(self, model):
+        recoup.apply(model, mlp_num_layers=4, mlp_level="activation")
+        gradients(model)
+        model.zero_grad()
+        TestCopies().check(model, copy.deepcopy(model))
+        TestCopies().check(model, pickle.loads(pickle.dumps(model)))
+        assert recoup.remove(model) == 4
+
+    def test_a_projection_replaced_later(self, model):
+        """As PEFT does."""
+        class Adapted(torch.nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base, self.down, self.up = base, torch.nn.Linear(16, 2), torch.nn.Linear(2, 64)
+
+            def forward(self, x):
+                return self.base(x) + self.up(self.down(x))
+
+        recoup.apply(model, mlp_num_layers=4, mlp_level="activation")
+        for layer in model.layers:
+            layer.mlp.fc1 = Adapted(layer.mlp.fc1)
+        ours = gradients(model)
+        recoup.remove(model)
+        assert same(ours, gradients(model))
+
+    def test_threads_of_one_model(self, model):
+        import threading
+        expected = torch.autograd.grad(model(TOKENS), list(model.parameters()))
+        recoup.apply(model, mlp_num_layers=4, mlp_level="activation")
+        wrong = []
+
+        def steps():
+            for _ in range(10):
+                got = torch.autograd.grad(model(TOKENS), list(model.parameters()))
+                if not same(got, expected):
+                    wrong.append(1)
+
+        threads = [threading.Thread(target=steps) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong and all(type(layer.mlp.fc1) is torch.nn.Linear for layer in model.layers)
+
+    def test_an_mlp_of_another_shape_is_refused(self, model):
+        for layer in model.layers:
+            layer.mlp.net, layer.mlp.fc1 = layer.mlp.fc1, None
+            del layer.mlp.fc1
+        with pytest.raises(ValueError, match=r"layers.0.mlp \(MLP\): level activation cannot be had"):
+            recoup.apply(model, mlp_num_layers=2, mlp_level="activation")
+        assert recomputed(model) == [False] * 4
+        with pytest.raises(ValueError, match="mlp_level= goes with mlp_num_layers="):
+            recoup.apply(model, "x.yaml", mlp_level="activation")
+        with pytest.raises(recoup.RecoupError, match="mlp_recompute_level.*full or activation"):
+            recoup.apply(model, mlp_num_layers=1, mlp_level="most")
+
+    def test_an_mlp_that_does_not_call_it_with_its_input_is_an_error(self, model):
+        mlp = model.layers[0].mlp
+        mlp.__class__ = type("Scaled", (type(mlp),), {"forward": lambda self, x: self.fc2(self.act(self.fc1(x * 2)))})
+        recoup.apply(model, mlp_num_layers=1, mlp_level="activation")
+        with pytest.raises(RuntimeError, match="recoup: layer 1 mlp: level activation needs an MLP whose forward calls "
+                                               "fc1 once, with its own input; that of Scaled does not so with fc1"):
+            model(TOKENS)
+        assert type(mlp.fc1) is torch.nn.Linear

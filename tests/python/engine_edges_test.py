@@ -1,4 +1,6 @@
 """The engine where PyTorch traces, nests tensors or compiles: what works with torch.utils.checkpoint works here."""
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,3 +123,39 @@ def test_vmap_and_forward_mode_are_said(mlp):
     import torch.autograd.forward_ad as forward_ad
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="recoup: layer 3 mlp: input 0 has a forward-mode"):
         checkpoint(mlp, forward_ad.make_dual(torch.randn(4, 8), torch.randn(4, 8)), name="layer 3 mlp")
+
+
+def test_a_saved_tensor_looked_at_outside_of_a_backward_is_dropped_again():
+    calls = []
+
+    def forward(t):
+        calls.append(1)
+        return torch.exp(t * t)
+
+    x = torch.randn(64, requires_grad=True)
+    y = checkpoint(forward, x)
+    for looked in (2, 3):
+        assert torch.equal(y.grad_fn._saved_result, y)
+        assert len(calls) == looked
+    y.sum().backward()
+    assert len(calls) == 4
+    with pytest.raises(RuntimeError, match="after they have already been freed"):
+        y.grad_fn._saved_result
+
+
+def test_a_recompute_detaches_each_saved_tensor_once():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    names = Names()
+    x = torch.tensor(1.0, requires_grad=True)
+    checkpoint(torch.exp, x, context_fn=lambda: (contextlib.nullcontext(), names)).backward()
+    assert names.names == ["exp.default", "detach.default"]

@@ -92,6 +92,21 @@ def test_gradients_and_bytes(family):
     assert same(step(model), expected)
 
 
+@pytest.mark.parametrize("family", [name for name, (_, moe) in FAMILIES.items() if not moe])
+def test_level_activation(family):
+    model = build(family)
+    expected, plain = step(model), bytes_kept(WithLabels(model), TOKENS)
+    recoup.apply(model, mlp_num_layers=4)
+    full = plain - bytes_kept(WithLabels(model), TOKENS)
+    recoup.remove(model)
+    table = recoup.apply(model, mlp_num_layers=3, mlp_level="activation")
+    assert [row.note for row in table] == ["recomputed from fc1's output on"] * 3 + ["kept"]
+    assert same(step(model), expected)
+    assert 0 < plain - bytes_kept(WithLabels(model), TOKENS) < full
+    recoup.remove(model)
+    assert same(step(model), expected)
+
+
 class TestWithTransformers:
     def test_gradient_checkpointing_before(self):
         model = build("Llama")

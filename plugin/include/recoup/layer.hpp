@@ -128,12 +128,31 @@ class Layer {
       // fc1's output is each tensor-parallel rank's own: nothing to distribute.
       return region("mlp", RECOUP_MLP, std::move(second), detail::call(first, input), false);
     }
-    return region(
-        "mlp", RECOUP_MLP,
-        [first = std::move(first), second = std::move(second)](const In& x) mutable {
-          return detail::call(second, detail::call(first, x));
-        },
-        input);
+    return region("mlp", RECOUP_MLP, detail::then(std::move(first), std::move(second)), input);
+  }
+
+  // The same in three parts: fc1, the activation (with what belongs to it, such as a dropout), and
+  // the rest, which is never run again. So a recompute ends by returning where it otherwise ends by
+  // an exception within fc2, which costs more than all else that a checkpoint of a small MLP does.
+  template <class F, class A, class G, class In>
+  auto mlp(F fc1, A activation, G rest, const In& input) const {
+    auto first = detail::owned(std::move(fc1));
+    auto second = detail::owned(std::move(activation));
+    auto last = detail::owned(std::move(rest));
+    const auto decision = ask();
+    if (decision.recompute_mlp == 0) {
+      return detail::call(last, detail::call(second, detail::call(first, input)));
+    }
+    if (decision.profile != 0) {
+      return region("mlp.rest", RECOUP_MLP, detail::then(std::move(second), std::move(last)),
+                    region("mlp.fc1", RECOUP_MLP, std::move(first), input));
+    }
+    if (decision.mlp_activation_only != 0) {
+      return region_in_parts("mlp", RECOUP_MLP, std::move(second), std::move(last),
+                             detail::call(first, input), false);
+    }
+    return region_in_parts("mlp", RECOUP_MLP, detail::then(std::move(first), std::move(second)),
+                           std::move(last), input, true);
   }
 
   // Any other module: checkpointed where recoup decided so, else run as it is.
@@ -165,7 +184,7 @@ class Layer {
   void set_input_keeper(detail::Function<Tensors> keep, detail::Function<Tensors> restore) {
     if (ask().distribute_saved_activations == 0) return;
     state_->keeper = std::make_shared<detail::Region<Tensors>>(
-        detail::Region<Tensors>{nullptr, std::move(keep), std::move(restore)});
+        detail::Region<Tensors>{nullptr, std::move(keep), std::move(restore), nullptr});
   }
 
  private:
@@ -207,10 +226,23 @@ class Layer {
                                                detail::pack<Tensor, In>(input), may_distribute));
   }
 
+  template <class F, class G, class In>
+  auto region_in_parts(const std::string& part, std::uint64_t modules, F run, G rest,
+                       const In& input, bool may_distribute) const {
+    using Middle = std::decay_t<decltype(detail::call(run, input))>;
+    using Out = std::decay_t<decltype(detail::call(rest, std::declval<const Middle&>()))>;
+    using Tensor = typename detail::TensorOf<In>::type;
+    return detail::unpack<Out>(checkpoint_list(
+        part, modules, detail::listed<In, Middle>(std::move(run)), detail::pack<Tensor, In>(input),
+        may_distribute,
+        detail::Function<std::vector<Tensor>>(detail::listed<Middle, Out>(std::move(rest)))));
+  }
+
+  // `rest`: see recoup_region_v1; null: the forward has one part.
   template <class Tensors>
   Tensors checkpoint_list(const std::string& part, std::uint64_t modules,
                           detail::Function<Tensors> forward, const Tensors& inputs,
-                          bool may_distribute) const {
+                          bool may_distribute, detail::Function<Tensors> rest = nullptr) const {
     const auto* loaded = opened();
     if (loaded == nullptr || loaded->api->checkpoint == nullptr) {
       throw LoadError("recoup: this plugin has no checkpoint engine; load librecoup.so");
@@ -225,8 +257,13 @@ class Layer {
     region.layer_number = number();
     region.part = part.c_str();
     region.modules = modules;
+    // A library of version 1.0 would leave the rest out.
+    if (rest && !RECOUP_HAS(recoup_plugin_v1, loaded->api, abi_minor)) {
+      forward = detail::then(std::move(forward), std::exchange(rest, nullptr));
+    }
+    if (rest) region.rest = &Region::template call<&Region::rest>;
     region.user = new Region{std::move(forward), keeper ? keeper->keep : nullptr,
-                             keeper ? keeper->restore : nullptr};
+                             keeper ? keeper->restore : nullptr, std::move(rest)};
     region.forward = &Region::template call<&Region::forward>;
     region.release = &Region::release;
     if (keeper != nullptr) {

@@ -161,10 +161,18 @@ auto listed(F run) {
   });
 }
 
+// Two functions (owned()) in turn.
+template <class F, class G>
+auto then(F first, G second) {
+  return [first = std::move(first), second = std::move(second)](const auto& in) mutable {
+    return call(second, call(first, in));
+  };
+}
+
 // A region's functions behind the C interface.
 template <class Tensors>
 struct Region {
-  Function<Tensors> forward, keep, restore;
+  Function<Tensors> forward, keep, restore, rest;
 
   template <Function<Tensors> Region::*function>
   static std::int32_t call(void* user, const void* in, void* out, void* exception) noexcept {

@@ -1,6 +1,7 @@
 """recoup: per-layer recompute of MLP activations.
 
     recoup.checkpoint(function, *args, **kwargs)   the engine, for any function of tensors (needs torch)
+    recoup.checkpoint_parts(part, rest, *tensors)  the same where only the first part is ever run again
     recoup.recomputing()                           within such a function: whether it is being recomputed
     recoup.apply(model, mlp_num_layers=12)         chosen MLPs of any PyTorch model (needs torch)
     recoup.Policy("my trainer", "x.yaml", 24)      which layers recompute what (needs no torch)
@@ -9,7 +10,7 @@ Everything is loaded when it is first used: importing this imports neither torch
 """
 import importlib
 
-_NAMES = {"_checkpoint": ["checkpoint", "recomputing"], "_apply": ["apply", "remove"],
+_NAMES = {"_checkpoint": ["checkpoint", "checkpoint_parts", "recomputing"], "_apply": ["apply", "remove"],
           "policy": ["Policy", "Decision", "RecoupError", "known_modules", "environment"],
           "_library": ["library", "plugin_path", "cmake_prefix"]}
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}

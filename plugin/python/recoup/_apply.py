@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from ._activation import first_projections, run_from_fc1_on, wanted
 from ._checkpoint import run
 from ._layers import find_layers
 from .policy import Policy, environment
@@ -19,14 +20,17 @@ class Region:
     looks the forward up in each call, so that what changes the MLP's class later (FSDP2) is honoured.
     """
 
-    def __init__(self, mlp, name, nested):
+    def __init__(self, mlp, name, nested, activation_only):
         self.mlp, self.name, self.nested = mlp, name, nested
+        self.activation_only = activation_only  # at level activation
         self.before = mlp.__dict__.get("forward")  # of others who replace forwards likewise
 
     def __call__(self, *args, **kwargs):
         if self.mlp.gradient_checkpointing and not self.nested:
             raise RuntimeError(_twice(self.name))
         forward = self.before or functools.partial(type(self.mlp).forward, self.mlp)
+        if self.activation_only and not torch.compiler.is_compiling():
+            return run_from_fc1_on(self.mlp, forward, self.name, args, kwargs)
         return run(forward, args, kwargs, name=self.name)
 
 
@@ -59,13 +63,18 @@ class Applied(tuple):
     __repr__ = __str__
 
 
-def _options(config, mlp_num_layers, mlp_layers):
+def _options(config, mlp_num_layers, mlp_layers, mlp_level):
     """(config, yaml) for Policy."""
     given = [name for name, value in (("config", config), ("mlp_num_layers", mlp_num_layers),
                                       ("mlp_layers", mlp_layers)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"recoup.apply: {' and '.join(given)} are both given; allowed is one of them")
     head = "recompute_granularity: selective\nrecompute_modules: [mlp]\n"
+    if mlp_level is not None:
+        if mlp_num_layers is mlp_layers is None:
+            raise ValueError("recoup.apply: mlp_level= goes with mlp_num_layers= or mlp_layers=; a file says "
+                             "it itself (mlp_recompute_level)")
+        head += f"mlp_recompute_level: {mlp_level}\n"
     if mlp_num_layers is not None:
         return None, head + f"recompute_mlp_num_layers: {mlp_num_layers}\n"
     if mlp_layers is not None:
@@ -83,14 +92,17 @@ def _regions(model):
     return {id(m): m for m in model.modules() if isinstance(m.__dict__.get("forward"), Region)}
 
 
-def apply(model, config=None, *, mlp_num_layers=None, mlp_layers=None, layers=None, mlp=None,
-          nested=False):
+def apply(model, config=None, *, mlp_num_layers=None, mlp_layers=None, mlp_level=None, layers=None,
+          mlp=None, nested=False):
     """Recomputes MLPs of a model's decoder layers in backward, and returns a table of what it did.
 
     config          a YAML file of options (configs/ has examples); without it and the next two, the
                     environment's RECOUP_CONFIG or RECOUP_RECOMPUTE_MLP_NUM_LAYERS
     mlp_num_layers  or: the MLPs of the first so many layers
     mlp_layers      or: a layer expression, such as "1-12,!3"
+    mlp_level       beside one of these two: "full" (the default) keeps an MLP's input; "activation" keeps
+                    what its first projections give (fc1, or gate_proj and up_proj), so that no GEMM runs
+                    again, for MLPs whose forward calls them with its own input
     layers, mlp     where the layers are, for a model in which they are not found: a pattern of module
                     paths ("model.layers.*"), and the MLP's path in a layer ("mlp")
     nested          allow that the model's own gradient checkpointing recomputes around it
@@ -114,22 +126,29 @@ def apply(model, config=None, *, mlp_num_layers=None, mlp_layers=None, layers=No
         if type(module).__name__ == "CheckpointWrapper":
             raise ValueError("recoup.apply: the model has modules in checkpoint_wrapper(), so its MLPs "
                              "would be recomputed twice; unwrap them, or pass nested=True")
-    config, yaml = _options(config, mlp_num_layers, mlp_layers)
+    config, yaml = _options(config, mlp_num_layers, mlp_layers, mlp_level)
     if config is yaml is None and not environment():
         raise ValueError("recoup.apply: nothing says what to recompute; give a file, mlp_num_layers= or "
                          "mlp_layers=, or set RECOUP_CONFIG")
     dense = [layer.number for layer in found if not layer.is_moe]
     policy = Policy("recoup.apply", config, len(found), len(found), rank=_rank(), log=logger.info,
-                    warn=logger.warning, yaml=yaml, capabilities=["count_mlps"], num_mlps=len(dense))
+                    warn=logger.warning, yaml=yaml, modules=["mlp", "mlp_activation"],
+                    capabilities=["count_mlps"], num_mlps=len(dense))
     decisions = [policy.decide(layer.number, layer.is_moe,
                                mlp_number=0 if layer.is_moe else dense.index(layer.number) + 1)
                  for layer in found]
+    for layer, decision in zip(found, decisions):
+        if decision.mlp_activation_only and not first_projections(layer.mlp):
+            raise ValueError(f"recoup.apply: {layer.path} ({type(layer.mlp).__name__}): level activation cannot be "
+                             f"had, since it has no projections of these names: {wanted()}; use level full")
     rows = []
     for layer, decision in zip(found, decisions):
-        note = "experts: left alone" if layer.is_moe else "recomputed" if decision.mlp else "kept"
+        note = ("experts: left alone" if layer.is_moe else "kept" if not decision.mlp else
+                "recomputed from fc1's output on" if decision.mlp_activation_only else "recomputed")
         rows.append(Row(layer.number, layer.path, type(layer.mlp).__name__, decision.mlp, note))
         if decision.mlp:
-            layer.mlp.forward = Region(layer.mlp, f"layer {layer.number} mlp", nested)
+            layer.mlp.forward = Region(layer.mlp, f"layer {layer.number} mlp", nested,
+                                       decision.mlp_activation_only)
             if "gradient_checkpointing" not in layer.mlp.__dict__:
                 # Set by gradient_checkpointing_enable() on every module that has it.
                 layer.mlp.gradient_checkpointing = False

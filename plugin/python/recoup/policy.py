@@ -53,7 +53,8 @@ class Policy:
     num_layers        in the whole model; 0: not known, and then counts from the end are refused
     stage_num_layers  on this pipeline stage; 0: not known
     modules           what the host can recompute; a configuration that asks for more is refused.
-                      "all": every module that the library knows
+                      "all": every module that the library knows. "mlp_activation", beside "mlp": the
+                      host can keep fc1's output and recompute only what follows it
     capabilities      what else the host can do: "full" (checkpoints whole layers), "distribute" (saved
                       inputs over tensor-parallel ranks), "stages" (gives stage_offset), "count_mlps"
                       (gives mlp_number); a configuration that asks for more is refused. "all": each
@@ -74,7 +75,8 @@ class Policy:
         self._api = _table()
         self._bits = _contract.modules(self._api)
         offered = self._bits if modules == "all" else list(modules)
-        unknown = [m for m in offered if m not in self._bits]
+        bits = {**self._bits, "mlp_activation": _contract.MLP_ACTIVATION}
+        unknown = [m for m in offered if m not in bits]
         if unknown:
             raise RecoupError(f'recoup: "{unknown[0]}" is no module; allowed are '
                               f"{', '.join(self._bits)}")
@@ -103,7 +105,7 @@ class Policy:
         self._register = _contract.Register(register)
         host = _contract.Host(
             c.sizeof(_contract.Host), name.encode(), None, config.encode() if config else None, rank,
-            num_layers, stage_num_layers, sum(self._bits[m] for m in offered), self._log, None,
+            num_layers, stage_num_layers, sum(bits[m] for m in offered), self._log, None,
             self._register, None, yaml.encode() if yaml is not None else None,
             sum(_contract.CAPABILITIES[name] for name in capabilities), num_mlps)
         plugin = c.c_void_p()

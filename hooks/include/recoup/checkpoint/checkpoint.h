@@ -32,9 +32,16 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "recoup/checkpoint/events.h"
+
+namespace torch::autograd {
+struct Node;
+class SavedVariable;
+}  // namespace torch::autograd
 
 namespace recoup {
 
@@ -52,6 +59,10 @@ class Runtime {
   // Called in a catch (...): whether the exception is stop(region)'s.
   virtual bool stopped_by(const void* region) const;
   virtual std::unique_lock<std::mutex> lock(std::mutex& mutex) const;
+  // What a node of the forward's saves, where it is a function of the runtime's own, which reads
+  // that as objects of its language: a parameter among them is kept as itself, with all that hangs
+  // on it. Null: no such function. Called in the forward's thread, when it has returned.
+  virtual std::vector<torch::autograd::SavedVariable>* saved_by(torch::autograd::Node& node) const;
   static const Runtime& cpp();
 };
 
@@ -108,8 +119,13 @@ struct CheckpointOptions {
 Tensors checkpoint(Forward forward, const Tensors& inputs, const CheckpointOptions& options = {});
 
 // The same for one input and one output.
-at::Tensor checkpoint(std::function<at::Tensor(const at::Tensor&)> forward, const at::Tensor& input,
-                      const CheckpointOptions& options = {});
+template <class F,
+          class = std::enable_if_t<std::is_invocable_r_v<at::Tensor, F&, const at::Tensor&>>>
+at::Tensor checkpoint(F forward, const at::Tensor& input, const CheckpointOptions& options = {}) {
+  return checkpoint([forward = std::move(forward)](
+                        const Tensors& in) mutable -> Tensors { return {forward(in[0])}; },
+                    Tensors{input}, options)[0];
+}
 
 // rest(recomputed_part(inputs)), where only the first part is ever run again: for an MLP, fc1 and
 // the activation, then what follows it. The recompute ends by returning, which costs less than an

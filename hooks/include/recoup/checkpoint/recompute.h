@@ -111,8 +111,9 @@ class Recompute {
   // Recompute: the forward saves its next tensor. Throws StopRecompute where all that is wanted is
   // in.
   // `between_operations`: the tensor is not saved by an operation, and all operations have
-  // finished.
-  void refill(const Tensor& tensor, bool between_operations = false) {
+  // finished. `data`: what hold() takes besides.
+  template <class... Data>
+  void refill(const Tensor& tensor, bool between_operations = false, const Data&... data) {
     if (!error_.empty()) {
       // Only the way out is left.
     } else if (cursor_ < std::min(slots_.size(), rest_)) {
@@ -127,7 +128,7 @@ class Recompute {
         pending_operation_ = framework_.operation();
       }
       const std::lock_guard<std::mutex> guard(slots_mutex_);
-      if (slot.wanted && !slot.kept) slot.held = framework_.hold(tensor);
+      if (slot.wanted && !slot.kept) slot.held = framework_.hold(tensor, data...);
     } else if (cursor_ >= rest_ || (forward_done_ && cursor_ >= end_ && !early_stop_)) {
       error_ = "the recompute saves more tensors than the forward's " +
                std::to_string(std::min(slots_.size(), rest_));
@@ -200,6 +201,11 @@ class Recompute {
         }
       } refreshes{*this};
       framework_.recompute();
+    } catch (const StopRecompute& stop) {  // as it is, where the forward is C++: the usual end
+      if (stop.region != this && error_.empty()) {
+        clear_all_held();
+        throw;
+      }
     } catch (...) {
       if (!framework_.stopped_by(this) && error_.empty()) {
         clear_all_held();  // nothing half-recomputed outlives the error

@@ -56,12 +56,11 @@ class TransformerEncoderImpl : public torch::nn::TransformerEncoderImpl {
     const auto attended =
         std::get<0>(l.self_attn(x, x, x, key_padding_mask, /*need_weights=*/true, mask));
     const auto h = l.norm1(x + l.dropout1(attended));
-    const auto fed = recoup.mlp(
-        [layer](const at::Tensor& in) { return layer->linear1(in); },
-        [layer](const at::Tensor& in) {
-          return layer->linear2(layer->dropout(activate(layer->options.activation(), in)));
-        },
-        h);
+    const auto fed = recoup.mlp([layer](const at::Tensor& in) { return layer->linear1(in); },
+                                [layer](const at::Tensor& in) {
+                                  return layer->dropout(activate(layer->options.activation(), in));
+                                },
+                                [layer](const at::Tensor& in) { return layer->linear2(in); }, h);
     return l.norm2(h + l.dropout2(fed));
   }
 
