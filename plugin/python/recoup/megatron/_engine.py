@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 
-from . import _log, _moe
+from . import _log, _mlp, _moe
 
 _NAMES = ("megatron", "recoup")
 
@@ -51,9 +51,7 @@ def _use(tensor_parallel) -> None:
     def dispatch(function, distribute_saved_activations, *args):
         why = "" if asks_of_graphs and _in_a_graph() else _why_megatrons(function, distribute_saved_activations)
         if why is None:
-            layer = _moe.layer_of(function)
-            return _checkpoint(_moe.Region(layer, function) if layer else function, *args,
-                               name="moe" if layer else "mlp")
+            return _checkpoint(function, *args)
         if why:
             _log.once(f"recoup's engine is not used for {why}: Megatron's recomputes them",
                       _log.logging.WARNING)
@@ -111,30 +109,49 @@ def _is_a_layers_mlp() -> bool:
     return frame.f_code.co_name in ("_run_mlp", "_forward_mlp")
 
 
-def _checkpoint(function, *args, name):
+def _checkpoint(function, *args):
     from .. import checkpoint
 
-    return checkpoint(_balanced(function), *args, name=name, context=_tracker_states)
+    layer = _moe.layer_of(function)
+    if layer is not None:
+        return checkpoint(_balanced(_moe.Region(layer, function)), *args, name="moe", context=_tracker_states)
+    mlp, keywords = _mlp.called(function)
+    in_one = _mlp.why_not(mlp, args, keywords)
+    if in_one is None:
+        return _mlp.checkpoint(mlp, *args, keywords, _tracker_states, _flagged)
+    to_the_end = _mlp.leaves_hooks_open(mlp)
+    _log.once(f"{type(mlp).__name__} {in_one}, so recoup recomputes it in one part, "
+              f"{'to its end, because of hooks' if to_the_end else 'up to what fc2 saves'}")
+    return checkpoint(_balanced(function), *args, name="mlp", context=_tracker_states, early_stop=not to_the_end)
+
+
+@contextlib.contextmanager
+def _flagged():
+    """Megatron's own flag for checkpoints is set."""
+    from megatron.core.tensor_parallel import random
+
+    if not hasattr(random, "is_checkpointing") or random.is_checkpointing():
+        yield
+        return
+    random._set_checkpointing()
+    try:
+        yield
+    finally:
+        random._unset_checkpointing()
 
 
 def _balanced(function):
     """A function that leaves Megatron's NVTX ranges as it found them, also where the recompute ends in
-    the middle of it; Megatron's own flag for checkpoints is set while it runs."""
+    the middle of it."""
     from megatron.core import utils
-    from megatron.core.tensor_parallel import random
 
     def balanced(*args, **kwargs):
         ranges = getattr(utils, "_nvtx_range_messages", None)
         depth = len(ranges) if ranges is not None else 0
-        flag = getattr(random, "_set_checkpointing", lambda: None)
-        unflag = getattr(random, "_unset_checkpointing", lambda: None)
-        nested = getattr(random, "is_checkpointing", lambda: False)()
-        flag()
         try:
-            return function(*args, **kwargs)
+            with _flagged():
+                return function(*args, **kwargs)
         finally:
-            if not nested:
-                unflag()
             while ranges is not None and len(ranges) > depth:
                 utils.nvtx_range_pop(ranges[-1])
     return balanced

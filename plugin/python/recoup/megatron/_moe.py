@@ -20,6 +20,8 @@ import contextlib
 import torch
 from torch.utils import _pytree
 
+from . import _exchange
+
 _set_tracing = getattr(torch._C._autograd, "_saved_tensors_hooks_set_tracing", None)
 
 
@@ -64,9 +66,7 @@ class Region:
         experts, shared = self.layer.experts, getattr(self.layer, "shared_experts", None)
         with contextlib.ExitStack() as exchanged:
             def exchange(module, name, call):
-                real = module._modules[name]
-                module._modules[name] = _InPlaceOf(real, call)
-                exchanged.callback(module._modules.__setitem__, name, real)
+                exchanged.enter_context(_exchange.exchanged(module, name, call))
 
             exchanged.callback(self._run_ends)
             exchange(self.layer, "router", _bound(self._route, self.layer.router, again))
@@ -150,23 +150,6 @@ class Region:
             given = (_Gate.apply(output, hidden_states, self._last), *given[1:])
         self._leave()
         return given
-
-
-class _InPlaceOf(torch.nn.Module):
-    """Stands where a module stood, for one run; its hooks are not the module's."""
-
-    def __init__(self, real, call):
-        self.__dict__.update(_real=real, _call=call)  # all that it has of its own
-
-    def __call__(self, *args, **kwargs):
-        return self._call(*args, **kwargs)
-
-    def __getattr__(self, name):
-        return getattr(self._real, name)
-
-    @property
-    def __class__(self):
-        return type(self._real)
 
 
 def _bound(method, *first):
