@@ -173,6 +173,32 @@ def test_row_07_what_is_not_for_the_engine_is_said(change, words):
     assert _moe.why_not(layer) == "moe with moe_shared_expert_overlap"
 
 
+@pytest.mark.parametrize("build, module", [(model, "moe"), (cpu.model, "mlp")], ids=["moe", "mlp"])
+def test_fused_gradient_accumulation_finds_the_weights_themselves(build, module, monkeypatch):
+    """The kernel is Megatron's extension, here by a product."""
+    import types
+
+    from megatron.core.tensor_parallel import layers
+
+    def add(total_input, grad_output, main_grad):
+        main_grad += grad_output.t() @ total_input
+
+    monkeypatch.setattr(layers, "_grad_accum_fusion_available", True)
+    monkeypatch.setattr(layers, "fused_weight_gradient_mlp_cuda",
+                        types.SimpleNamespace(wgrad_gemm_accum_fp32=add), raising=False)
+
+    def main_grads(**options):
+        gpt = build(gradient_accumulation_fusion=True, **options)
+        for parameter in gpt.parameters():
+            parameter.main_grad, parameter.grad_added_to_main_grad = torch.zeros_like(parameter), False
+        cpu.gradients(gpt)
+        # Those that linear layers added, and whose grad is there only for whoever waits for it.
+        added = [p for p in gpt.parameters() if p.grad_added_to_main_grad]
+        assert len(added) > 8 and all(p.grad is not None for p in added)
+        return [p.main_grad for p in added]
+    assert cpu.same_bits(main_grads(recompute_granularity="selective", recompute_modules=[module]), main_grads())
+
+
 def test_inference_and_a_retained_graph():
     gpt = model(**MOE)
     with torch.no_grad():

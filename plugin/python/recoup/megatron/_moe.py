@@ -7,7 +7,7 @@ Megatron's own recompute runs the whole layer again: router, dispatch, fc1, acti
                  (tokens of each expert, steps of a loss) is counted once.
     dispatch, fc1, activation   are run again, as they must be.
     fc2          is not run again: what it saves of its own is what the activation gave, which the
-                 recompute brings back.
+                 recompute brings back. (With gradient_accumulation_fusion it is.)
     what follows (combine, shared experts' addition) is not run again and keeps what it saves, which is
                  indices.
 
@@ -70,7 +70,10 @@ class Region:
 
             exchanged.callback(self._run_ends)
             exchange(self.layer, "router", _bound(self._route, self.layer.router, again))
-            singles, group = _without_fc2(experts)
+            # The fused kernel adds to what it finds on the weight that fc2 saved: on itself, which
+            # the engine's hooks leave and ours cannot.
+            fused = getattr(self.layer.config, "gradient_accumulation_fusion", False)
+            singles, group = ([], False) if fused else _without_fc2(experts)
             for mlp in singles:
                 exchange(mlp, "linear_fc2", _bound(self._run_fc2, mlp.linear_fc2, again, None))
             if group:
@@ -78,8 +81,8 @@ class Region:
             for name, one in _one_by_one(experts):
                 exchange(experts.local_experts, name, _bound(self._run_mlp, one))
             exchange(self.layer, "experts", _bound(self._run_experts, experts, hidden_states))
-            if shared is not None and _is_plain_mlp(shared) and not getattr(
-                    self.layer, "shared_experts_recompute", False):
+            if (shared is not None and _is_plain_mlp(shared) and not fused
+                    and not getattr(self.layer, "shared_experts_recompute", False)):
                 exchange(shared, "linear_fc2", _bound(self._run_fc2, shared.linear_fc2, again, None))
                 exchange(self.layer, "shared_experts", _bound(self._run_mlp, shared))
             return self.function(hidden_states, *args)
