@@ -159,6 +159,40 @@ def test_what_a_router_gave_and_somebody_changed_is_an_error():
         loss.backward()
 
 
+class OwnMoe(torch.nn.Module):
+    def __init__(self, moe):
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, x, **_):
+        return self.moe(x)
+
+
+def test_row_07_what_has_a_router_of_its_own_is_left_to_megatron(caplog):
+    def own(**options):
+        gpt = model(moe_router_enable_expert_bias=True, moe_router_score_function="sigmoid", **options)
+        for layer in gpt.decoder.layers:
+            layer.mlp, layer.recompute_mlp = OwnMoe(layer.mlp), bool(options)
+        cpu.gradients(gpt)
+        return [layer.mlp.moe.router.local_tokens_per_expert for layer in gpt.decoder.layers]
+    assert cpu.same_bits(own(recompute_granularity="selective", recompute_modules=["mlp"]), own())
+    assert [r.getMessage() for r in caplog.records if "is not used for" in r.getMessage()] == [
+        "recoup's engine is not used for OwnMoe, which has a router and is no MoELayer: Megatron's recomputes them"]
+
+
+def test_row_07_moe_in_cuda_graphs_is_left_to_megatron(caplog):
+    class MoETransformerLayer:
+        def _forward_mlp(self, x):
+            def _forward_mlp_partial_cudagraphs(x):
+                return x * 2
+            return tensor_parallel.checkpoint(_forward_mlp_partial_cudagraphs, False, x)
+
+    x = torch.ones(3, requires_grad=True)
+    MoETransformerLayer()._forward_mlp(x).sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
+    assert sum("of moe in CUDA graphs: Megatron's" in r.getMessage() for r in caplog.records) == 1
+
+
 @pytest.mark.parametrize("change, words", [
     (dict(moe_token_dispatcher_type="flex"), "moe with the flex dispatcher"),
     (dict(recompute_modules=["moe", "moe_act"]), "moe together with moe_act"),

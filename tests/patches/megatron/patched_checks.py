@@ -23,14 +23,14 @@ def layer(config, number):
 
 # The specification's unit test. (Its layers lack `submodules`, which every version requires.)
 class TestSpecification:
-    def test_first_12_of_24_layers(self):
+    def test_row_15_first_12_of_24_layers(self):
         config = layer_config(12)
         for number in range(1, 13):
             assert layer(config, number).recompute_mlp is True
         for number in range(13, 25):
             assert layer(config, number).recompute_mlp is False
 
-    def test_all_layers_when_none(self):
+    def test_row_15_all_layers_when_none(self):
         config = layer_config(None)
         for number in range(1, 25):
             assert layer(config, number).recompute_mlp is True

@@ -83,7 +83,7 @@ def _why_megatrons(function, distribute):
 
     if distribute:
         return "checkpoints with distribute_saved_activations"
-    module = function.func if isinstance(function, functools.partial) else function
+    module, _ = _mlp.called(function)
     if isinstance(module, MLP):
         return None
     if type(module).__name__ == "OptimizedModule":
@@ -92,15 +92,15 @@ def _why_megatrons(function, distribute):
     if layer is not None:
         return _moe.why_not(layer)
     owner = getattr(module, "__qualname__", "")
-    if "MoELayer" in owner or "moe" in owner:
-        return "moe"
     if "TransformerBlock" in owner or "checkpoint" in owner or "custom_forward" in owner:
         return "granularity full"
-    if "ttention" in owner:
+    if "ttention" in owner or not _is_a_layers_mlp():
         return ""  # recoup's engine is for MLPs
-    if _is_a_layers_mlp():
-        return None
-    return ""
+    if not isinstance(module, sys.modules["torch"].nn.Module):
+        return f"{owner.split('.')[0]}'s own function" + (" of moe in CUDA graphs" if "cudagraph" in owner else "")
+    if _moe.has_router(module):
+        return f"{type(module).__name__}, which has a router and is no MoELayer"
+    return None
 
 
 def _is_a_layers_mlp() -> bool:
@@ -112,7 +112,7 @@ def _is_a_layers_mlp() -> bool:
 def _checkpoint(function, *args):
     from .. import checkpoint
 
-    layer = _moe.layer_of(function)
+    layer = _moe.layer_of(_mlp.called(function)[0])
     if layer is not None:
         return checkpoint(_balanced(_moe.Region(layer, function)), *args, name="moe", context=_tracker_states)
     mlp, keywords = _mlp.called(function)

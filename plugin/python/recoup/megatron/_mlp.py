@@ -15,7 +15,7 @@ _FC2_RANGE = "megatron.core.transformer.mlp.forward.linear_fc2"  # as MLP.forwar
 
 
 def called(function):
-    """(module, keywords) of a module or of a functools.partial of one, as TransformerLayer gives it."""
+    """(function, keywords) of a function or module, or of a functools.partial of one, as TransformerLayer gives it."""
     if isinstance(function, functools.partial) and not function.args:
         return function.func, function.keywords
     return function, {}

@@ -36,6 +36,13 @@ def layer_of(function):
     return layer if isinstance(layer, BaseMoELayer) else None
 
 
+def has_router(module) -> bool:
+    """Whether something in it counts what it routes: run again as it is, it would count twice."""
+    from megatron.core.transformer.moe.router import Router
+
+    return any(isinstance(part, Router) for part in module.modules())
+
+
 def why_not(layer):
     """What keeps recoup's engine from an MoE layer, in a few words, or None."""
     config = layer.config
