@@ -363,6 +363,9 @@ def test_row_21_what_megatron_cannot_do_is_refused(says):
     says(MLP_2 + "mlp_recompute_level: activation\n")
     with pytest.raises(ValueError, match="cannot recompute the activation alone"):
         cpu.config()
+    says(MLP_2.replace("recompute_mlp_num_layers: 2", "recompute_memory_budget: 74GiB"))
+    with pytest.raises(ValueError, match="recompute_memory_budget: this Megatron-LM cannot keep a memory budget"):
+        cpu.config()
     says("recompute_granularity: selective\nrecompute_modules: [mlp, nothing]\n")
     with pytest.raises(ValueError, match="nothing"):
         cpu.config()

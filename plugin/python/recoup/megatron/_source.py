@@ -41,7 +41,7 @@ class Source:
             # Unknown until a hybrid model says its pattern, but no more than layers.
             self._arguments["num_mlps"] = num_layers if num_mlps is None else num_mlps
         if "capabilities" in optional:
-            self._arguments["capabilities"] = "all"
+            self._arguments["capabilities"] = ("full", "distribute", "stages", "count_mlps")
         self._policy = self._ask(_host.limitable(), lambda line: self.notices.append((self.said(line), False)),
                                  lambda line: self.notices.append((self.said(line), True)))
 
@@ -55,7 +55,8 @@ class Source:
         """A message of the policy as Megatron words its own: of the option, after the place that gave it."""
         text = text.removeprefix("recoup: ").replace("this host", "this Megatron-LM")
         text = re.sub(rf"({VARIABLE}): must", r"\1: recompute_mlp_num_layers: must", text)
-        text = re.sub(r"\b(recompute_\w+): (?=must|requires)", lambda m: f"{_option(m[1])} ", text)
+        ours = "|".join(_fields.names())
+        text = re.sub(rf"\b({ours}): (?=must|requires)", lambda m: f"{_option(m[1])} ", text)
         text = re.sub(r"(?<=requires )recompute_granularity: ", "--recompute-granularity ", text)
         text = re.sub(r"(?<= in )recompute_modules\b", "--recompute-modules", text)
         text = re.sub(r"(must be >= 1), not -?\d+$", r"\1", text)
