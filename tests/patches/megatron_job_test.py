@@ -29,8 +29,9 @@ def tree():
 
 @pytest.fixture(scope="module")
 def job():
-    def start(tree, layout, *arguments, launcher=()):
+    def start(tree, layout, *arguments, launcher=(), model="gpt"):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RECOUP_") or k == "RECOUP_BUILD"}
+        clean["JOB_MODEL"] = model
         path = [tree, megatron.PACKAGE, os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launcher, JOB,
@@ -49,13 +50,14 @@ def plain(job, tree):
     return {layout: job(tree, layout)[0] for layout in LAYOUTS}
 
 
-def check(ranks, plain, layout):
-    """Losses of a job without recoup, the first N layers, and to the byte what they no longer keep."""
+def check(ranks, plain, layout, every=1):
+    """Losses of a job without recoup, the first N MLPs, and to the byte what they no longer keep. every: how many
+    layers there are to an MLP."""
     ffn = 64 // (2 if layout == "tp" else 1)
     saved = 2 * 16 * 2 * ffn * 4 - RNG  # fc1's output and the activation's, sequence x batch x ffn floats
     for rank, without in zip(ranks, plain):
         assert rank["losses"] == without["losses"]
-        assert rank["mlp"] == {number: int(number) <= N for number in without["mlp"]}
+        assert rank["mlp"] == {number: int(number) <= N * every for number in without["mlp"]}
         if layout == "pp":
             assert without["left"] - rank["left"] == saved * sum(rank["mlp"].values())
     assert any(rank["losses"] for rank in ranks)
@@ -74,3 +76,13 @@ def test_the_patch(job, tree, plain, tmp_path):
                     ignore=shutil.ignore_patterns("__pycache__"))
     megatron.patcher("apply", str(tmp_path))
     check(job(str(tmp_path), "pp", *SELECTIVE)[0], plain["pp"], "pp")
+
+
+def test_a_hybrid_model_by_the_launcher(job, tree):
+    """Of *-*-*-*-, the first MLPs and not the first layers."""
+    plain = job(tree, "pp", model="hybrid")[0]
+    assert sorted(number for rank in plain for number in rank["mlp"]) == list("2468")
+    ranks, log = job(tree, "pp", *SELECTIVE, "--recompute-layer-scope", "mlp", launcher=["-m", "recoup.megatron"],
+                     model="hybrid")
+    check(ranks, plain, "pp", every=2)
+    assert [log.count(f"Layer {n}: recompute_mlp=") for n in range(1, 9)] == [0, 1] * 4

@@ -237,3 +237,17 @@ def test_row_10_a_hook_sees_what_the_mlp_gives():
     gpt.decoder.layers[0].mlp.register_forward_hook(lambda _module, _args, out: seen.append(out[0].shape))
     cpu.gradients(gpt)
     assert seen == [(16, 2, 16)] * 2
+
+
+def test_row_19_the_engine_names_no_folder_of_a_torch():
+    """It loads beside the torch that imports it."""
+    import shutil
+    import subprocess
+
+    from recoup import _engine as of_the_package
+
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf here")
+    path = of_the_package.engine().__file__
+    dynamic = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    assert "libtorch_python" in dynamic and "torch/lib" not in dynamic and os.path.dirname(torch.__file__) not in dynamic

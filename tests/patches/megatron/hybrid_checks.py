@@ -1,34 +1,16 @@
 """Hybrid models (HybridModel, and MambaModel before it): rows 12 of the table. CPU, attention and MLPs only."""
-import inspect
 import logging
 import os
-import sys
 
 import recoup.megatron  # noqa: F401
 
 import cpu_megatron as cpu
 import pytest
-from megatron.core.ssm.mlp_layer import MLPLayer
+from hybrid_parts import PATTERN, build
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from recoup.megatron import _log
 
-try:
-    from megatron.core.models.hybrid.hybrid_block import HybridStack as Stack
-    from megatron.core.models.hybrid.hybrid_block import HybridStackSubmodules as Submodules
-    from megatron.core.models.hybrid.hybrid_model import HybridModel as Model
-except ImportError:
-    from megatron.core.models.mamba.mamba_model import MambaModel as Model
-    from megatron.core.ssm.mamba_block import MambaStack as Stack
-    from megatron.core.ssm.mamba_block import MambaStackSubmodules as Submodules
-
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-
-sys.modules[Stack.__module__].TENorm = WrappedTorchNorm  # no Transformer Engine here
-
-PATTERN = "*-*-*-*-"
 MLP = dict(recompute_granularity="selective", recompute_modules=["mlp"])
 
 
@@ -39,23 +21,8 @@ def fresh(monkeypatch):
     _log.once.cache_clear()
 
 
-def spec():
-    gpt = cpu.get_gpt_layer_local_spec().submodules
-    attention = TransformerLayerSubmodules(
-        input_layernorm=gpt.input_layernorm, self_attention=gpt.self_attention,
-        self_attn_bda=gpt.self_attn_bda)
-    mlp = TransformerLayerSubmodules(pre_mlp_layernorm=gpt.pre_mlp_layernorm, mlp=gpt.mlp,
-                                     mlp_bda=gpt.mlp_bda)
-    return ModuleSpec(module=Stack, submodules=Submodules(
-        attention_layer=ModuleSpec(module=TransformerLayer, submodules=attention),
-        mlp_layer=ModuleSpec(module=MLPLayer, submodules=mlp)))
-
-
 def model(**options):
-    known = inspect.signature(Model.__init__).parameters
-    named = "hybrid_layer_pattern" if "hybrid_layer_pattern" in known else "hybrid_override_pattern"
-    return Model(cpu.config(num_layers=len(PATTERN), **options), spec(), vocab_size=64,
-                 max_sequence_length=16, **{named: PATTERN})
+    return build(cpu.config(num_layers=len(PATTERN), **options), vocab_size=64, max_sequence_length=16)
 
 
 def mlps(hybrid):

@@ -3,6 +3,7 @@
 Started by torchrun, `-m recoup.megatron` or not, with Megatron's own options. Where the installation has no
 megatron.training (wheels), options go to the config directly. Each rank prints a line of JSON: its stage, the
 losses (last stage), which layers recompute their MLP, and the bytes that a microbatch's forward leaves.
+JOB_MODEL=hybrid: HybridModel (MambaModel before it) of as many MLPs, in place of GPTModel.
 """
 import argparse
 import json
@@ -49,7 +50,9 @@ random._get_cuda_rng_state = lambda *_a, **_k: torch.get_rng_state()
 random._set_cuda_rng_state = lambda state, *_a, **_k: torch.set_rng_state(state)
 
 SEQUENCE, BATCH, MICROBATCHES, VOCABULARY = 16, 2, 2, 64
-OPTIONS = ["--num-layers", "4", "--hidden-size", "16", "--num-attention-heads", "2", "--ffn-hidden-size", "64",
+HYBRID = os.environ.get("JOB_MODEL") == "hybrid"
+LAYERS = 8 if HYBRID else 4
+OPTIONS = ["--num-layers", str(LAYERS), "--hidden-size", "16", "--num-attention-heads", "2", "--ffn-hidden-size", "64",
            "--seq-length", str(SEQUENCE), "--max-position-embeddings", str(SEQUENCE),
            "--micro-batch-size", str(BATCH), "--global-batch-size", str(BATCH * MICROBATCHES),
            "--disable-bias-linear", "--no-bias-dropout-fusion", "--no-bias-gelu-fusion",
@@ -78,9 +81,10 @@ def config_without_megatrons_parser():
     for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "recompute_mlp_num_layers"):
         parser.add_argument("--" + name.replace("_", "-"), type=int)
     parser.add_argument("--recompute-granularity")
+    parser.add_argument("--recompute-layer-scope")
     parser.add_argument("--recompute-modules", nargs="*")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    return TransformerConfig(num_layers=4, hidden_size=16, num_attention_heads=2, ffn_hidden_size=64,
+    return TransformerConfig(num_layers=LAYERS, hidden_size=16, num_attention_heads=2, ffn_hidden_size=64,
                              hidden_dropout=0.1, attention_dropout=0.1, **ALWAYS, **given)
 
 
@@ -104,9 +108,14 @@ def main():
     random.model_parallel_cuda_manual_seed(7)
     torch.manual_seed(0)
     first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
-    model = GPTModel(config, get_gpt_layer_local_spec(), vocab_size=VOCABULARY,
-                     max_sequence_length=SEQUENCE, pre_process=first, post_process=last,
-                     share_embeddings_and_output_weights=False)
+    options = dict(vocab_size=VOCABULARY, max_sequence_length=SEQUENCE, pre_process=first, post_process=last,
+                   share_embeddings_and_output_weights=False)
+    if HYBRID:
+        from hybrid_parts import build
+
+        model = build(config, **options)
+    else:
+        model = GPTModel(config, get_gpt_layer_local_spec(), **options)
     left = []
 
     def forward_step(data, model):
@@ -137,7 +146,8 @@ def main():
                     parameter -= 0.1 * parameter.grad
     print(json.dumps({
         "stage": parallel_state.get_pipeline_model_parallel_rank(), "losses": losses, "left": left[-1],
-        "mlp": {layer.layer_number: layer.recompute_mlp for layer in model.decoder.layers},
+        "mlp": {layer.layer_number: layer.recompute_mlp for layer in model.decoder.layers
+                if any(True for _ in layer.mlp.parameters())},
         "parser": has_parser, "rank": dist.get_rank()}), flush=True)
     dist.barrier()
     os._exit(0)
