@@ -88,13 +88,17 @@ def source(version):
 
 def moe_jobs(version, ranks, *jobs):
     """{job: passed, or why it does not apply} of megatron/moe_ranks.py, by torchrun."""
-    done = run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-                os.path.join(HERE, "moe_ranks.py"), *jobs], source(version), RECOUP_ENGINE="recoup")
-    found = [json.loads(line) for line in re.findall(r'^\{"jobs": .*\}$', done.stdout, re.MULTILINE)]
-    if len(found) != ranks:
-        print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
-        return {"ran": False}
-    return {job: _as_megatrons([rank["jobs"][job] for rank in found]) for job in found[0]["jobs"]}
+    with tempfile.TemporaryDirectory() as folder:
+        done = run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+                    os.path.join(HERE, "moe_ranks.py"), folder, *jobs], source(version), RECOUP_ENGINE="recoup")
+        if done.returncode:
+            print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
+            return {"ran": False}
+        found = []
+        for rank in range(ranks):
+            with open(os.path.join(folder, f"{rank}.json")) as file:
+                found.append(json.load(file))
+    return {job: _as_megatrons([rank[job] for rank in found]) for job in found[0]}
 
 
 def _as_megatrons(ranks):

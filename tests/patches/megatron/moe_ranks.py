@@ -1,8 +1,8 @@
 """MoE layers by Megatron's engine and by recoup's, expert-parallel over Gloo; run by megatron_moe_test.py.
 
-    torchrun --nproc-per-node N moe_ranks.py [JOB...]
+    torchrun --nproc-per-node N moe_ranks.py FOLDER [JOB...]
 
-Prints a line of JSON for each rank: for each job, and in it for no recompute, Megatron's engine and recoup's,
+Each rank writes FOLDER/RANK.json: for each job, and in it for no recompute, Megatron's engine and recoup's,
 the calls of one layer and all its GEMMs of fc2 in the first step, and digests of losses and gradients, and of
 what routers keep between steps, after 3 steps of 2 microbatches.
 """
@@ -128,7 +128,8 @@ def run(options):
     return results
 
 
-print(json.dumps({"jobs": {name: run(JOBS[name]) for name in sys.argv[1:] or JOBS}, "rank": dist.get_rank()}),
-      flush=True)
+results = {name: run(JOBS[name]) for name in sys.argv[2:] or JOBS}
+with open(os.path.join(sys.argv[1], f"{dist.get_rank()}.json"), "w") as file:
+    json.dump(results, file)
 dist.barrier()
 os._exit(0)
