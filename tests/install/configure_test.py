@@ -1,4 +1,5 @@
 """What the configuration decides about LibTorch, CUDA and the platform, and the sentence it says."""
+import json
 import os
 import re
 import shutil
@@ -213,3 +214,17 @@ def test_a_parent_with_a_cuda_file(tmp_path, first):
                           env={"PATH": path})
     assert done.returncode == 0, done.stdout
     assert "arch=compute_80" in done.stdout
+
+
+@needs_torch
+def test_sources_of_a_target_compile_as_one(tmp_path):
+    """As examples/run.sh builds them, to be quick: no name of one file may meet another file's."""
+    configure(tmp_path / "b", f"-DCMAKE_PREFIX_PATH={TORCH}", "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
+              "-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON", "-DRECOUP_WERROR=ON")
+    commands = json.loads((tmp_path / "b" / "compile_commands.json").read_text())
+    units = {re.search(r"(\w+)\.dir/Unity/", c["file"]).group(1): c for c in commands if "/Unity/" in c["file"]}
+    wanted = ("recoup_policy_core", "recoup", "recoup_checkpoint", "gpt_trainer")
+    running = {name: subprocess.Popen(units[name]["command"] + " -O0 -g0 -fsyntax-only", shell=True,
+                                      cwd=units[name]["directory"], stderr=subprocess.PIPE, text=True) for name in wanted}
+    wrong = {name: said for name, process in running.items() if (said := process.communicate()[1]) or process.returncode}
+    assert not wrong

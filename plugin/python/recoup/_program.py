@@ -1,8 +1,9 @@
-"""The command `recoup`: the C++ program of that name, which a wheel carries beside its libraries."""
+"""The command `recoup`: the C++ program of that name, which a wheel carries beside its libraries, and
+`recoup report`, which is drawn in Python: a trainer with several settings in turn, compared."""
 import os
 import sys
 
-from ._library import find, library
+from ._library import CLONE, PACKAGE, find, library
 
 
 def versions():
@@ -25,8 +26,20 @@ def versions():
     return lines + [f"engine: {built or 'built at its first use'}"]
 
 
+def _report(arguments):
+    """Runs what draws settings: the wheel's, or a clone's."""
+    folders = [os.path.join(PACKAGE, "report"), os.path.join(CLONE, "examples", "gpt")]
+    sys.path.insert(0, next(f for f in folders if os.path.exists(os.path.join(f, "sweep.py"))))
+    import sweep
+
+    sys.argv = ["recoup report", *arguments]
+    return sweep.main()
+
+
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["report"]:
+        return _report(arguments[1:])
     if arguments == ["--version"]:
         print("\n".join(versions()))
         return 0
