@@ -31,9 +31,10 @@
 //   recompute may end there: it does not enter the last inner region.
 // Rule 8: what is small beside the inputs is kept. A recompute that must go on to the end of the
 //   region for 8 bytes a row costs more than they do.
-// Rule 9: a parameter that a function of the runtime's language saves (torch.autograd.Function) is
-//   saved as itself, so that the function finds on it in backward what others have put there. Such
-//   a variable has no hooks: they can give a tensor's value, not its object.
+// Rule 9: a parameter, or an input that is kept anyway, that a function of the runtime's language
+//   saves (torch.autograd.Function) is saved as itself, so that the function finds on it in
+//   backward what others have put there. Such a variable has no hooks: they can give a tensor's
+//   value, not its object.
 #include "recoup/checkpoint/checkpoint.h"
 
 #include <c10/core/GradMode.h>
@@ -122,16 +123,16 @@ class ForwardHooks final : public torch_private::Hooks {
 };
 
 // Rule 9.
-void save_leaves_as_themselves(Region& region, torch_private::Node& node) {
+void save_as_themselves(Region& region, torch_private::Node& node) {
   auto* saved = region.framework().runtime().saved_by(node);
   if (saved == nullptr) return;
   for (auto& variable : *saved) {
     const auto* hooks = dynamic_cast<const ForwardHooks*>(torch_private::Hooks::of(variable));
     if (hooks == nullptr || !hooks->are_of(region)) continue;
-    const auto leaf = region.framework().leaf_in(hooks->slot());
-    if (!leaf.defined()) continue;
+    const auto itself = region.framework().itself_in(hooks->slot());
+    if (!itself.defined()) continue;
     const NoHooks scope;
-    variable = torch_private::SavedVariable(leaf, /*is_output=*/false);  // frees the hooks
+    variable = torch_private::SavedVariable(itself, /*is_output=*/false);  // frees the hooks
   }
 }
 
@@ -179,9 +180,8 @@ Tensors recomputed(Forward forward, Forward rest, const Tensors& inputs,
     scope.warn_if_bypassed(options.name);
   }
   region->forward_done();
-  framework.forward_done(inputs, outputs, first_node, rng.drawn(), [&](torch_private::Node& node) {
-    save_leaves_as_themselves(*region, node);
-  });
+  framework.forward_done(inputs, outputs, first_node, rng.drawn(),
+                         [&](torch_private::Node& node) { save_as_themselves(*region, node); });
   return outputs;
 }
 

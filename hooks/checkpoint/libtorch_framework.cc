@@ -74,20 +74,30 @@ LibTorchFramework::LibTorchFramework(Region& region, Forward forward, Forward re
 LibTorchFramework::~LibTorchFramework() { announcer_.tell(&EventListener::released); }
 
 Tensors LibTorchFramework::run(const Tensors& inputs) {
+  forward_inputs_ = &inputs;
   auto outputs = forward_(inputs);
   return rest_ ? rest_->run(outputs) : outputs;
 }
 
 void LibTorchFramework::recorded(std::size_t slot, const at::Tensor& t) {
   if (rest_ && rest_->running()) rest_->recorded(slot, t);
-  if (options_.runtime != &Runtime::cpp() && t.is_leaf() && t.requires_grad()) {
-    leaves_.push_back({slot, t, Version(t)});
+  if (options_.runtime != &Runtime::cpp() && may_keep_itself(t)) {
+    themselves_.push_back({slot, t, Version(t)});
   }
 }
 
-at::Tensor LibTorchFramework::leaf_in(std::size_t slot) const {
-  for (const auto& leaf : leaves_) {
-    if (leaf.slot == slot && leaf.version.is_current()) return leaf.tensor;
+bool LibTorchFramework::may_keep_itself(const at::Tensor& t) const {
+  if (!t.is_leaf()) return false;
+  for (std::size_t i = 0; i < forward_inputs_->size(); ++i) {
+    if (!(*forward_inputs_)[i].is_same(t)) continue;
+    return !options_.pack_inputs && (t.requires_grad() || inputs_[i].is_kept_here());
+  }
+  return t.requires_grad();
+}
+
+at::Tensor LibTorchFramework::itself_in(std::size_t slot) const {
+  for (const auto& one : themselves_) {
+    if (one.slot == slot && one.version.is_current()) return one.tensor;
   }
   return {};
 }
@@ -97,17 +107,8 @@ void LibTorchFramework::forward_done(const Tensors& inputs, const Tensors& outpu
                                      const std::function<void(torch_private::Node&)>& see) {
   if (checks_values()) take_pending_values();
   if (rest_) rest_->decide(outputs, options_.name);
-  if (options_.pack_inputs) {  // in place of the inputs themselves
-    leaves_.erase(std::remove_if(leaves_.begin(), leaves_.end(),
-                                 [&](const Leaf& leaf) {
-                                   return std::any_of(
-                                       inputs.begin(), inputs.end(),
-                                       [&](const auto& t) { return t.is_same(leaf.tensor); });
-                                 }),
-                  leaves_.end());
-  }
-  unsaved_.note(outputs, first_node, inputs, options_.reads, leaves_.empty() ? nullptr : see);
-  leaves_.clear();
+  unsaved_.note(outputs, first_node, inputs, options_.reads, themselves_.empty() ? nullptr : see);
+  themselves_.clear();
   state_.set_rng(std::move(drawn));
 }
 

@@ -92,8 +92,9 @@ class LibTorchFramework : public FrameworkDefaults {
                     std::vector<RngState> drawn,
                     const std::function<void(torch_private::Node&)>& see);
   const Runtime& runtime() const { return *options_.runtime; }
-  // Until forward_done() returns: the leaf that has this slot, unmodified. Undefined: none.
-  at::Tensor leaf_in(std::size_t slot) const;
+  // Until forward_done() returns: the tensor that has this slot, where it may be kept as itself and
+  // is unmodified: a leaf, or an input that the region keeps anyway. Undefined: none.
+  at::Tensor itself_in(std::size_t slot) const;
 
  private:
   struct Done {
@@ -117,12 +118,15 @@ class LibTorchFramework : public FrameworkDefaults {
   std::vector<SavedInput> inputs_;    // or what pack_inputs() made of them
   std::vector<bool> requires_grad_;   // of each of the forward's inputs
   std::vector<Done> recompute_done_;  // guarded by Recompute's long mutex
-  struct Leaf {
+  struct Itself {
     std::size_t slot;
     at::Tensor tensor;
     Version version;
   };
-  std::vector<Leaf> leaves_;  // of a runtime with functions of its own, until forward_done()
+  bool may_keep_itself(const at::Tensor& t) const;
+  // Of a runtime with functions of its own, until forward_done().
+  std::vector<Itself> themselves_;
+  const Tensors* forward_inputs_ = nullptr;  // while the forward runs
   // Saved by the operation under way, which may not have filled them yet.
   std::vector<std::pair<std::shared_ptr<Fingerprint>, at::Tensor>> pending_values_;
   Operation pending_operation_ = 0;

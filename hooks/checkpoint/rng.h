@@ -29,6 +29,8 @@ class RngState {
  private:
   // The CPU's state without the 5 KB tensor that get_state() would make of it.
   struct Cpu {
+    explicit Cpu(at::CPUGeneratorImpl& impl);
+    bool operator==(const Cpu& other) const;
     at::mt19937 engine;
     std::optional<float> next_float;
     std::optional<double> next_double;

@@ -17,6 +17,8 @@ class SavedInput {
   void check(const std::string& region, std::size_t index) const;
   // The tensor's data.
   at::Tensor data();
+  // Whether that is kept here, and not by hooks around the region.
+  bool is_kept_here() const { return data_.defined(); }
 
   // Whether this thread is handing an input to the hooks around the region. No operation is under
   // way then: a recompute around it may end there.

@@ -18,9 +18,10 @@ import time
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import recoup
-
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+sys.path.insert(0, os.path.join(ROOT, "plugin", "python"))
+import recoup  # noqa: E402
+
 BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
 
 ROUNDS, STEPS, ROWS, HIDDEN = 7, 400, 8, 16
@@ -55,7 +56,7 @@ def python():
         PYTHON_PARTS: step(lambda: recoup.checkpoint_parts(first, rest, x)),
         STOCK: step(lambda: checkpoint(mlp, x, use_reentrant=False)),
         REENTRANT: step(lambda: checkpoint(mlp, x, use_reentrant=True)),
-        "recompute": lambda: mlp[1](mlp[0](x.detach().requires_grad_())),
+        "recompute": lambda: first(x.detach().requires_grad_()),
     }
     times = {name: [] for name in measured}
     for _ in range(STEPS):

@@ -93,6 +93,31 @@ def test_another_storage_under_it_is_lawful(weights):
     assert same(plain, main_grads(weights, forward))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_input_without_grad_is_the_very_object_where_the_region_keeps_it(nested):
+    seen = []
+
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, scale):
+            ctx.save_for_backward(scale)
+            return x * scale
+
+        @staticmethod
+        def backward(ctx, gradient):
+            scale, = ctx.saved_tensors
+            seen.append(scale)
+            return gradient * scale, None
+
+    x, scale = torch.ones(2, requires_grad=True), torch.full((2,), 3.0)
+    if nested:  # the outer region drops what it has made, and the inner one's input with it
+        y = checkpoint(lambda t: checkpoint(Scale.apply, t, scale * 1), x)
+    else:
+        y = checkpoint(Scale.apply, x, scale)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], scale)
+    assert torch.equal(seen[0], scale) and (seen[0] is scale) != nested
+
+
 def test_hooks_of_the_functions_own_are_left_alone(weights):
     """Those pushed within a region, which hand each tensor out once."""
     fc1, fc2 = weights

@@ -62,9 +62,10 @@ class Recompute {
   // fill().
   void rest_from(std::size_t first) { rest_ = first; }
   std::size_t size() const { return slots_.size(); }
+  // `tensor` is the caller's own, without history.
   void fill(std::size_t index, const Tensor& tensor) {
     const std::lock_guard<std::mutex> guard(slots_mutex_);
-    if (slots_[index].wanted) slots_[index].held = framework_.hold(tensor);
+    if (slots_[index].wanted) slots_[index].held = framework_.hold(tensor, tensor);
   }
 
   // Backward: the tensor of a slot, recomputed if need be. Any thread.
