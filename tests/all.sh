@@ -13,6 +13,7 @@ fuzz|60|tests/fuzz.sh 1|configuration and layer expressions under libFuzzer, for
 gpu|10|tests/gpu.sh|the engine and the trainer on a GPU
 overhead|5|"$python" tests/checkpoint/overhead_vs_python.py|checkpoint's overhead beside torch.utils.checkpoint
 counts|2|cmake --build build --target overhead_steps && "$python" tests/checkpoint/overhead_steps.py build|a checkpoint's instructions above what none can do without, by valgrind
+layers|3|RECOUP_ALL_LAYERS=1 "$python" -m pytest -q tests/models|what real layers of Hugging Face save, beside the tables
 megatron|15|"$python" tests/patches/megatron_versions.py|the Megatron-LM patch on each release
 ROWS
 )

@@ -22,9 +22,8 @@ class Lister {
   void add(const char* part, const Row (&rows)[n], Self self = {}) {
     for (const auto& row : rows) {
       if (!applies(row.when)) continue;
-      const double tokens = static_cast<double>(p_.sequence) / static_cast<double>(p_.context) *
-                            static_cast<double>(p_.microbatch);
-      const auto elements = tokens * width(row.width, self) * row.times / share(row.split);
+      const auto elements = tokens() * width(row.width, self) * row.times / share(row.split);
+      if (elements <= 0) continue;
       list_.push_back(
           {row.what, part, elements, size(row.type), row.frees, row.when == When::kOncePerModel});
     }
@@ -33,6 +32,11 @@ class Lister {
   std::vector<SavedTensor> take() { return std::move(list_); }
 
  private:
+  double tokens() const {
+    return static_cast<double>(p_.sequence) / static_cast<double>(p_.context) *
+           static_cast<double>(p_.microbatch);
+  }
+
   bool applies(When when) const {
     switch (when) {
       case When::kDropout:
@@ -74,6 +78,8 @@ class Lister {
         return d(m_.query_width());
       case Width::kKeyValue:
         return d(m_.kv_width());
+      case Width::kRepeated:
+        return m_.mla() || m_.kv_heads == 1 ? 0 : d(m_.query_width() - m_.kv_width());
       case Width::kResult:
         return d(m_.result_width());
       case Width::kQueryRank:
@@ -96,6 +102,8 @@ class Lister {
         return 1;
       case Width::kExperts:
         return d(m_.experts);
+      case Width::kRouterWeight:
+        return d(m_.experts) * d(m_.hidden) / tokens();
       case Width::kChosen:
         return d(m_.chosen);
       case Width::kChosenHidden:

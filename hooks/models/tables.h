@@ -15,6 +15,8 @@ enum class Width {
   kHidden,
   kQuery,     // heads x head size
   kKeyValue,  // kv heads x head size: of the key, or of the value
+  kRepeated,  // what repeating the key for each head adds; nothing where one key serves all heads
+              // (a view) or each has its own
   kResult,    // attention's result: heads x the value's size
   kQueryRank,
   kKvRank,
@@ -26,7 +28,8 @@ enum class Width {
   kRotary,  // head size, for the whole microbatch
   kOne,
   kExperts,
-  kChosen,  // experts that a token goes to
+  kRouterWeight,  // hidden x experts, for the whole microbatch
+  kChosen,        // experts that a token goes to
   kChosenHidden,
   kChosenFfn,
   kChosenWeights,  // hidden x the expert's inner size, for each chosen one
@@ -146,7 +149,7 @@ inline constexpr Row kCoreEagerHf[] = {
      When::kAttentionDropout},
     {"dropout's result", Width::kScores, 1, Type::kAct, Split::kTensor, Frees::kCoreAttn,
      When::kAttentionDropout},
-    {"key and value, repeated for each head", Width::kQuery, 2, Type::kAct, Split::kTensor,
+    {"key and value, repeated for each head", Width::kRepeated, 2, Type::kAct, Split::kTensor,
      Frees::kCoreAttn},
 };
 inline constexpr Row kCoreMegatron[] = {
@@ -197,6 +200,8 @@ inline constexpr Row kMoeInput[] = {
 };
 inline constexpr Row kMoeRouter[] = {
     {"the router's input in fp32", Width::kHidden, 1, Type::kFp32, Split::kSequence, Frees::kMoe,
+     When::kFp32Router},
+    {"the router's weight in fp32", Width::kRouterWeight, 1, Type::kFp32, Split::kNone, Frees::kMoe,
      When::kFp32Router},
     {"the router's probabilities", Width::kExperts, 1, Type::kFp32, Split::kSequence, Frees::kMoe},
     {"the chosen experts and their places", Width::kChosen, 4, Type::kInt64, Split::kSequence,

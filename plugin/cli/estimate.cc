@@ -42,16 +42,40 @@ const char* freed_by(models::Frees f) {
   }
 }
 
-// Layers that save the same are shown once.
-void print_layers(const models::Described& d) {
-  std::map<std::pair<bool, std::int64_t>, std::pair<std::size_t, std::vector<std::int64_t>>> kinds;
-  for (std::size_t n = 0; n < d.model.layers.size(); ++n) {
-    const auto& layer = d.model.layers[n];
+// Layers that save the same, by whether they are MoE and the MLP's size: the first one's index, and
+// the numbers of all.
+using Kinds =
+    std::map<std::pair<bool, std::int64_t>, std::pair<std::size_t, std::vector<std::int64_t>>>;
+Kinds kinds_of(const models::Model& model) {
+  Kinds kinds;
+  for (std::size_t n = 0; n < model.layers.size(); ++n) {
+    const auto& layer = model.layers[n];
     auto& kind = kinds[{layer.moe, layer.ffn}];
     if (kind.second.empty()) kind.first = n;
     kind.second.push_back(static_cast<std::int64_t>(n) + 1);
   }
-  for (const auto& [key, kind] : kinds) {
+  return kinds;
+}
+
+nlohmann::json layers_json(const models::Described& d) {
+  auto list = nlohmann::json::array();
+  for (const auto& [key, kind] : kinds_of(d.model)) {
+    auto tensors = nlohmann::json::array();
+    for (const auto& t : models::saved_by(d.model, d.parallel, kind.first)) {
+      tensors.push_back({{"part", t.part},
+                         {"tensor", t.what},
+                         {"bytes", std::llround(t.bytes())},
+                         {"once", t.once},
+                         {"freed_by", freed_by(t.frees)}});
+    }
+    list.push_back(
+        {{"layers", layer_expression(kind.second)}, {"moe", key.first}, {"tensors", tensors}});
+  }
+  return list;
+}
+
+void print_layers(const models::Described& d) {
+  for (const auto& [key, kind] : kinds_of(d.model)) {
     const auto bytes = models::layer_bytes(d.model, d.parallel, kind.first);
     std::printf("A %s layer (%s) saves %s a microbatch; recomputing its %s frees %s:\n",
                 key.first ? "MoE" : "dense", layer_expression(kind.second).c_str(),
@@ -89,7 +113,7 @@ Peaks peaks_of(const models::Stage& s, std::int64_t microbatches) {
   return peaks;
 }
 
-void print_json(const models::Described& d, const std::vector<models::Stage>& stages) {
+void print_json(const models::Described& d, const std::vector<models::Stage>& stages, bool layers) {
   using nlohmann::json;
   auto list = json::array();
   for (const auto& s : stages) {
@@ -114,10 +138,11 @@ void print_json(const models::Described& d, const std::vector<models::Stage>& st
                       {"core_attn", std::llround(bytes.of(models::Frees::kCoreAttn))},
                       {"moe", std::llround(bytes.moe())}}}});
   }
-  const json all{{"model", d.model.name},
-                 {"parameters", std::llround(models::all_parameters(d.model))},
-                 {"assumed", d.model.assumed},
-                 {"stages", list}};
+  json all{{"model", d.model.name},
+           {"parameters", std::llround(models::all_parameters(d.model))},
+           {"assumed", d.model.assumed},
+           {"stages", list}};
+  if (layers) all["layers"] = layers_json(d);
   std::printf("%s\n", all.dump(1, ' ', true, json::error_handler_t::replace).c_str());
 }
 
@@ -125,7 +150,7 @@ void estimate(const ModelOptions& o, bool layers, bool as_json) {
   const auto d = o.read();
   const auto which = o.recomputable();
   const auto stages = stages_of(o.model, d, which);
-  if (as_json) return print_json(d, stages);
+  if (as_json) return print_json(d, stages, layers);
   std::printf(
       "%s: %zu layers, %s parameters; %lld x %lld tokens a microbatch, %lld microbatches\n\n",
       d.model.name.c_str(), d.model.layers.size(),
