@@ -203,7 +203,7 @@ class TestAgainstRuns:
         assert run_trainer(text, config=out)["peak_bytes"] <= budget < peaks[0]
 
     def shapes(self):
-        """Random ones by RECOUP_SEED; RECOUP_SHAPES says how many (4)."""
+        """Random ones by RECOUP_SEED; RECOUP_SHAPES says how many (4), RECOUP_BUDGETS how many plans for each (2)."""
         rng = random.Random(int(os.environ.get("RECOUP_SEED", "1")))
         for _ in range(int(os.environ.get("RECOUP_SHAPES", "4"))):
             hidden = rng.choice([64, 128, 256, 512])
@@ -233,12 +233,16 @@ class TestAgainstRuns:
             plain, full = (stage["peak_bytes"][quarter] - stage["weight_bytes"] for quarter in (0, 4))
             for n, predicted in ((0, plain), (shape["layers"], full)):
                 peak = measured(n)
+                print(shape, f"N = {n}: predicted {predicted:,} measured {peak:,} ({100 * (predicted / peak - 1):+.3f} %)")
                 assert -0.001 * peak <= predicted - peak <= 0.01 * peak, (shape, n, predicted, peak)
             if full >= plain:
                 continue  # gradients hold the peak: there is nothing to choose
-            for part in (1, 3):
+            budgets = int(os.environ.get("RECOUP_BUDGETS", "2"))
+            for part in range(1, budgets + 1):
                 out = tmp_path / "plan.yaml"
-                budget = full + (plain - full) * part // 4
+                budget = full + (plain - full) * part // (budgets + 1)
                 done = recoup("plan", "--model", model, "--budget", budget + stage["weight_bytes"], "-o", out)
                 assert done.returncode == 0, done.stderr
-                assert measured(config=out) <= budget * 1.001, (shape, done.stdout)
+                peak = measured(config=out)
+                print(f"    budget {budget:,}: measured {peak:,} ({100 * (peak / budget - 1):+.3f} %)")
+                assert peak <= budget * 1.001, (shape, done.stdout)

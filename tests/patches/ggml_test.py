@@ -108,6 +108,26 @@ def test_bad_options_train_nothing(trainer, flags, wanted):
     assert wanted in ran.stderr and ran.stderr.startswith("error: ") and "LibTorch's" not in ran.stderr
 
 
+# What the host cannot honour; `recoup check --host` says the same beforehand.
+DENIED = {
+    "core_attn": "recompute_granularity: selective\nrecompute_modules: [core_attn]\n",
+    "moe": "recompute_granularity: selective\nrecompute_modules: [mlp, moe]\n",
+    "full": "recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 1\n",
+    "distributed": "recompute_granularity: full\nrecompute_method: uniform\nrecompute_num_layers: 1\n"
+                   "distribute_saved_activations: true\n",
+    "budget": MLP + "recompute_memory_budget: 1GiB\n",
+}
+
+
+@pytest.mark.parametrize("yaml", DENIED.values(), ids=DENIED)
+def test_options_that_the_host_cannot_honour_train_nothing(trainer, recoup, tmp_path, yaml):
+    (tmp_path / "bad.yaml").write_text(yaml)
+    ran = run(trainer, "-y", tmp_path / "bad.yaml")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    said = recoup("check", "--host", "ggml", "--layers", 4, tmp_path / "bad.yaml")
+    assert said.returncode == 1 and said.stderr.splitlines()[-1][len("recoup: "):] in ran.stderr
+
+
 # Lines that stand where upstream has its own; only what the edits look for.
 TREE = {
     "include/ggml.h": "enum { GGML_TENSOR_FLAG_COMPUTE };\nggml_graph_nodes();\n",

@@ -162,6 +162,26 @@ def test_bad_files_train_nothing(trainer, tmp_path, yaml, wanted):
     assert ran.returncode == 1 and "step" not in ran.stdout and wanted in ran.stderr
 
 
+# What the host cannot honour; `recoup check --host` says the same beforehand.
+DENIED = {
+    "core_attn": "recompute_granularity: selective\nrecompute_modules: [core_attn]\n",
+    "moe": "recompute_granularity: selective\nrecompute_modules: [mlp, moe]\n",
+    "full": "recompute_granularity: full\nrecompute_method: block\nrecompute_num_layers: 1\n",
+    "distributed": "recompute_granularity: full\nrecompute_method: uniform\nrecompute_num_layers: 1\n"
+                   "distribute_saved_activations: true\n",
+    "budget": MLP + "recompute_memory_budget: 1GiB\n",
+}
+
+
+@pytest.mark.parametrize("yaml", DENIED.values(), ids=DENIED)
+def test_options_that_the_host_cannot_honour_train_nothing(trainer, recoup, tmp_path, yaml):
+    (tmp_path / "bad.yaml").write_text(yaml)
+    ran = run(trainer, RECOUP_CONFIG=str(tmp_path / "bad.yaml"))
+    assert ran.returncode == 1 and "step" not in ran.stdout
+    said = recoup("check", "--host", "llmc", "--layers", 4, tmp_path / "bad.yaml")
+    assert said.returncode == 1 and said.stderr.splitlines()[-1][len("recoup: "):] in ran.stderr
+
+
 def contents(folder):
     return {os.path.relpath(os.path.join(where, f), folder): open(os.path.join(where, f)).read()
             for where, _, files in os.walk(folder) for f in files}
