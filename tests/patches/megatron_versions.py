@@ -9,11 +9,11 @@ numbered by the lines of the table in patches/megatron/README.md. Wheels go to $
 import filecmp
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from xml.etree import ElementTree
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HERE = os.path.join(ROOT, "tests", "patches", "megatron")
@@ -54,14 +54,18 @@ def patcher(command, tree):
 
 def checks(files, tree, **environment):
     """{check: passed, or why it does not apply} of files of checks, run by pytest in one process."""
-    done = run(["-m", "pytest", "-q", "-rA", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir", HERE,
-                *(os.path.join(HERE, file) for file in files)], tree, **environment)
-    results = {name: outcome == "PASSED" for outcome, name in
-               re.findall(r"^(PASSED|FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)}
-    passed = bool(results) and all(results.values())
-    for where, why in re.findall(r"^SKIPPED \[\d+\] (\S+): (.*)", done.stdout, re.MULTILINE):
-        results[f"{where.split('/')[-1].split(':')[0]} line {where.split(':')[-1]}"] = f"n/a: {why}"
-    if not passed:
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "report.xml")
+        done = run(["-m", "pytest", "-q", "-rA", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir", HERE,
+                    f"--junitxml={report}", *(os.path.join(HERE, file) for file in files)], tree, **environment)
+        cases = ElementTree.parse(report).iter("testcase") if os.path.exists(report) else []
+    results = {}
+    for case in cases:
+        name = "::".join([*case.get("classname").split(".")[1:], case.get("name")])
+        skipped = case.find("skipped")
+        results[name] = (f"n/a: {skipped.get('message')}" if skipped is not None
+                         else case.find("failure") is None and case.find("error") is None)
+    if not results or not all(results.values()):
         print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
     return results or {"ran": False}
 
