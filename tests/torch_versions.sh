@@ -84,7 +84,8 @@ for version; do
   log=$out/versions.log builds=yes run=0 passed=0 says=- standard=17
   # A warning is no failure here: the headers of five versions warn differently.
   if cmake -G Ninja -S "$root" -B "$out" -Wno-dev -DRECOUP_CUDA=OFF -DCMAKE_PREFIX_PATH="$folder/torch" \
-    -DPython_EXECUTABLE="$python" -DRECOUP_EXAMPLES=OFF -DCMAKE_BUILD_TYPE=Debug >"$log" 2>&1 &&
+    -DPython_EXECUTABLE="$python" -DRECOUP_EXAMPLES=OFF -DCMAKE_BUILD_TYPE=Debug -DCMAKE_UNITY_BUILD=ON \
+    -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >"$log" 2>&1 &&
     ninja -C "$out" "${targets[@]}" >>"$log" 2>&1; then
     ! grep -q 'std=.*++20' "$out/build.ninja" || standard=20
     says=$(version_of_plugin "$out/librecoup.so")
