@@ -11,7 +11,7 @@ import pytest
 from conftest import BUILD, ROOT
 
 RUN = os.path.join(ROOT, "tests", "gpu", "run.py")
-STAGES = "engine graphs trainer tradeoff overhead apply collectives memcheck llmc megatron"
+STAGES = "engine graphs trainer tradeoff overhead apply layer collectives memcheck llmc megatron"
 
 
 def gpu_sh(*arguments, **environment):

@@ -41,6 +41,7 @@ STAGES = {
     "overhead": Stage(90, "recoup_torch.so", "overhead.run", "what one call costs on the host and on the device"),
     "apply": Stage(120, "recoup_torch.so librecoup_policy.so", "llama.run",
                    "recoup.apply on a random Llama of 1 B parameters"),
+    "layer": Stage(60, "recoup", "layer.run", "the layer of Llama-3 8B: bytes predicted by recoup estimate and measured"),
     "collectives": Stage(90, "gpt_trainer librecoup.so recoup_torch.so librecoup_policy.so", "collectives.run",
                          "NCCL (Gloo on a CPU): DDP on one rank, tensor parallel on two where there are two"),
     "memcheck": Stage(100, "engine_gpu_test", "programs.memcheck", "some of the engine's tests under compute-sanitizer"),
