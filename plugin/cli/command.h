@@ -28,5 +28,6 @@ void add_check(CLI::App& app);
 void add_estimate(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_explain(CLI::App& app);
+void add_report(CLI::App& app);
 
 }  // namespace recoup::cli

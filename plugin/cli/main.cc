@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   recoup::cli::add_estimate(app);
   recoup::cli::add_plan(app);
   recoup::cli::add_explain(app);
+  recoup::cli::add_report(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
