@@ -70,7 +70,7 @@ def test_what_is_in_it(wheel):
     for name in ("lib/librecoup_policy.so", "bin/recoup", "include/recoup/plugin.h", "include/recoup/host.hpp",
                  "lib/cmake/recoup/recoupConfig.cmake", "share/recoup/configs/mlp_first_12.yaml",
                  "src/plugin/python/recoup_torch.cc", "src/hooks/checkpoint/checkpoint.cc", "megatron/__main__.py",
-                 "report/sweep.py", "report/pictures.py"):
+                 "sweep/sweep.py", "sweep/pictures.py"):
         assert "recoup/" + name in names
     assert not [n for n in names if n.endswith((".pyc", "recoup_torch.so"))]
 
@@ -95,8 +95,8 @@ class TestWithoutTorch:
         assert [line.split()[0] for line in version] == ["recoup", "contract:", "policy:", "torch:"]
         good = run([command, "check", os.path.join(ROOT, "configs", "mlp_first_12.yaml")])
         assert good.returncode == 0 and "valid" in good.stdout, good
-        report = run([command, "report", "--help"])
-        assert report.returncode == 0 and "usage: recoup report" in report.stdout, report
+        sweep = run([command, "sweep", "--help"])
+        assert sweep.returncode == 0 and "usage: recoup sweep" in sweep.stdout, sweep
         bad = run([command, "check", os.path.join(ROOT, "README.md")])
         assert bad.returncode != 0 and "README.md" in bad.stdout + bad.stderr
 

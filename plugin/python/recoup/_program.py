@@ -1,5 +1,5 @@
 """The command `recoup`: the C++ program of that name, which a wheel carries beside its libraries, and
-`recoup report`, which is drawn in Python: a trainer with several settings in turn, compared."""
+`recoup sweep`, which is drawn in Python: a trainer with several settings in turn, compared."""
 import os
 import sys
 
@@ -26,20 +26,20 @@ def versions():
     return lines + [f"engine: {built or 'built at its first use'}"]
 
 
-def _report(arguments):
+def _sweep(arguments):
     """Runs what draws settings: the wheel's, or a clone's."""
-    folders = [os.path.join(PACKAGE, "report"), os.path.join(CLONE, "examples", "gpt")]
+    folders = [os.path.join(PACKAGE, "sweep"), os.path.join(CLONE, "examples", "gpt")]
     sys.path.insert(0, next(f for f in folders if os.path.exists(os.path.join(f, "sweep.py"))))
     import sweep
 
-    sys.argv = ["recoup report", *arguments]
+    sys.argv = ["recoup sweep", *arguments]
     return sweep.main()
 
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["report"]:
-        return _report(arguments[1:])
+    if arguments[:1] == ["sweep"]:
+        return _sweep(arguments[1:])
     if arguments == ["--version"]:
         print("\n".join(versions()))
         return 0
