@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "controller.h"
 #include "engine_seam.h"
 #include "handles.h"
 #include "layers.h"
@@ -23,8 +24,10 @@ struct Context {
   bool logs;  // rank 0
   recoup_log_fn log;
   void* log_user;
-  std::shared_ptr<Recorder> recorder{};  // null: nobody asked for a profile or a trace
-  std::string check{};                   // RECOUP_CHECK
+  std::shared_ptr<Recorder> recorder{};      // null: nobody asked for a profile or a trace
+  std::string check{};                       // RECOUP_CHECK
+  std::shared_ptr<Controller> controller{};  // null: no memory budget is kept
+  std::shared_ptr<void> measure{};           // kEngine.measure(controller)
   // Regions waiting for their backward outlive the plugin.
   std::shared_ptr<Layers> layers = std::make_shared<Layers>();
 
@@ -34,7 +37,10 @@ struct Context {
   bool profiles() const { return recorder != nullptr && recorder->profiles(); }
 
   void say(recoup_log_level level, const std::string& line) const {
-    if (!logs) return;
+    if (logs) write(level, line);
+  }
+
+  void write(recoup_log_level level, const std::string& line) const {
     if (log != nullptr) {
       log(log_user, level, line.c_str());
     } else {

@@ -6,6 +6,7 @@
 
 #include "context.h"
 #include "growth.h"
+#include "keep_budget.h"
 #include "offered.h"
 
 namespace recoup {
@@ -124,15 +125,42 @@ recoup_status decide(void* opaque, recoup_layer_v1* layer, char* error, size_t s
       return fail(RECOUP_INVALID_ARGUMENT, "recoup: decide: " + contexts().problem(opaque), error,
                   size);
     }
-    const auto decision =
-        layer != nullptr ? plugin->layers->decide(RECOUP_GET(layer, handle)) : std::nullopt;
+    std::int64_t number = 0;
+    auto decision = layer != nullptr ? plugin->layers->decide(RECOUP_GET(layer, handle), &number)
+                                     : std::nullopt;
     if (!decision) {
       return fail(RECOUP_INVALID_ARGUMENT,
                   "recoup: decide needs a layer with the handle that the layer hook put into it",
                   error, size);
     }
+    if (plugin->controller != nullptr) {
+      if (!kEngine.training()) plugin->controller->evaluates();
+      decision = plugin->controller->decide(*decision, number, RECOUP_GET(layer, microbatch));
+    }
     decision->write_to(*layer);
     return RECOUP_OK;
+  });
+}
+
+recoup_status step_end(void* opaque, const recoup_step_v1* step, char* error, size_t size) {
+  return guarded(error, size, [&] {
+    const PinnedContext plugin(contexts(), opaque);
+    if (!plugin) {
+      return fail(RECOUP_INVALID_ARGUMENT, "recoup: step_end: " + contexts().problem(opaque), error,
+                  size);
+    }
+    if (step == nullptr || step->struct_size < sizeof(recoup_step_v1)) {
+      return fail(RECOUP_INVALID_ARGUMENT,
+                  "recoup: step_end needs a step whose struct_size is its sizeof, at least " +
+                      std::to_string(sizeof(recoup_step_v1)) + " bytes",
+                  error, size);
+    }
+    if (plugin->controller == nullptr) return RECOUP_OK;
+    const bool done = plugin->controller->step_end((step->flags & RECOUP_STEP_FAILED) != 0,
+                                                   (step->flags & RECOUP_STEP_SKIPPED) != 0);
+    return done ? RECOUP_OK
+                : fail(RECOUP_CALLBACK_FAILED,
+                       "recoup: step_end: the host's memory or agree failed", error, size);
   });
 }
 
@@ -160,8 +188,11 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
     }
     const auto settings = Settings::read(*host);
     if (!settings.ok()) return fail(RECOUP_BAD_CONFIG, settings.error().text, error, size);
-    const auto config = configuration(settings.value());
+    auto config = configuration(settings.value());
     if (!config.ok()) return fail(RECOUP_BAD_CONFIG, config.error().text, error, size);
+    if (const auto why = settings.value().put_budget_into(config.value()); !why.empty()) {
+      return fail(RECOUP_BAD_CONFIG, why, error, size);
+    }
     const auto policy = Policy::create(config.value(), settings.value().override, model_of(*host));
     if (!policy.ok()) return fail(RECOUP_BAD_CONFIG, policy.error().text, error, size);
 
@@ -173,6 +204,10 @@ recoup_status init(void** out, const recoup_host_v1* host, char* error, size_t s
       context->recorder = recorder.value();
     }
     context->check = settings.value().check;
+    if (config.value().memory_budget && !context->profiles()) {
+      const auto why = keep_budget(*context, *host, settings.value());
+      if (!why.empty()) return fail(RECOUP_BAD_CONFIG, why, error, size);
+    }
     const auto& path = settings.value().config_path;
     if (!path.empty()) {
       const std::string name =
@@ -216,6 +251,7 @@ recoup_status close(void* opaque, char* error, size_t size) {
       return fail(RECOUP_INVALID_ARGUMENT, "recoup: close: " + contexts().problem(opaque), error,
                   size);
     }
+    if (plugin->controller != nullptr) plugin->controller->close();
     // The files first: a log that throws costs no measurement.
     const auto why = plugin->recorder ? plugin->recorder->write() : std::string();
     plugin->say(plugin->construction->finish());
@@ -274,6 +310,7 @@ const recoup_plugin_v1* recoup_plugin_v1_entry(uint32_t abi_version) {
                                           &recoup::module,
                                           &recoup::configured,
                                           &recoup::decide,
-                                          &recoup::close};
+                                          &recoup::close,
+                                          &recoup::step_end};
   return abi_version == RECOUP_ABI_VERSION ? &plugin : nullptr;
 }

@@ -1,4 +1,5 @@
 // The engine's half of the library: checkpoint() over hooks/checkpoint.
+#include <c10/core/GradMode.h>
 #include <torch/version.h>
 
 #include <exception>
@@ -7,7 +8,9 @@
 #include <string>
 
 #include "context.h"
+#include "device_memory.h"
 #include "growth.h"
+#include "measure.h"
 #include "profile.h"
 #include "recoup/checkpoint/checkpoint.h"
 #include "trace.h"
@@ -28,6 +31,12 @@ struct Recording final : Recorder {
       if (!why.empty()) problems += (problems.empty() ? "" : "; ") + why;
     }
     return problems;
+  }
+  void memory(std::int64_t bytes, std::int64_t budget) override {
+    if (trace != nullptr) trace->memory(bytes, budget);
+  }
+  void event(const std::string& text, std::int64_t predicted) override {
+    if (trace != nullptr) trace->event(text, predicted);
   }
   std::string remark() override {
     const auto left_out = trace != nullptr ? trace->left_out() : 0;
@@ -56,6 +65,21 @@ Result<std::shared_ptr<Recorder>> record(const Settings& settings, int rank) {
   recording->listener = all_listeners({recording->profile, recording->trace});
   if (recording->listener == nullptr) return std::shared_ptr<Recorder>();
   return std::shared_ptr<Recorder>(recording);
+}
+
+bool training() { return at::GradMode::is_enabled(); }
+
+Controller::Shape first_shape(const Tensors& inputs) {
+  for (const auto& t : inputs) {
+    if (t.defined()) return t.sizes().vec();
+  }
+  return {};
+}
+
+std::int64_t bytes_of(const Tensors& inputs) {
+  std::int64_t bytes = 0;
+  for (const auto& t : inputs) bytes += t.defined() ? static_cast<std::int64_t>(t.nbytes()) : 0;
+  return bytes;
 }
 
 // A host's region; released when the last function made of it goes.
@@ -150,6 +174,18 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
       options.listener = recording->listener;
       options.recompute = !recording->profiles();
     }
+    options.microbatch = RECOUP_GET(region, microbatch);
+    std::optional<Fc1Bytes> fc1_bytes;
+    if (plugin->controller != nullptr && training()) {
+      const auto run = plugin->controller->begins(
+          number, RECOUP_GET(region, modules), options.microbatch, first_shape(in), bytes_of(in));
+      options.recompute = run.recompute;
+      if (run.measured) {
+        fc1_bytes.emplace(RECOUP_GET(region, fc1_bytes));
+        options.listener = all_listeners(
+            {std::static_pointer_cast<EventListener>(plugin->measure), options.listener});
+      }
+    }
     if (options.recompute && RECOUP_GET(region, keep) != nullptr &&
         RECOUP_GET(region, restore) != nullptr) {
       options.pack_inputs = host.function(region->keep, failed);
@@ -173,6 +209,7 @@ recoup_status run_checkpoint(void* opaque, const recoup_region_v1* region, const
 
 }  // namespace
 
-const Engine kEngine = {TORCH_VERSION, &run_checkpoint, &record};
+const Engine kEngine = {TORCH_VERSION,    &run_checkpoint, &record,
+                        &measure_regions, &training,       &device_memory};
 
 }  // namespace recoup

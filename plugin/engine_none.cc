@@ -3,6 +3,6 @@
 
 namespace recoup {
 
-const Engine kEngine = {nullptr, nullptr, nullptr};
+const Engine kEngine = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace recoup

@@ -27,11 +27,12 @@ static_assert(RECOUP_LAYER_V1_MIN == 60 && RECOUP_HOST_V1_MIN == 96 && RECOUP_RE
               "a struct of version 1.0 has moved");
 // The first appended fields start where 1.0's structs ended, padding included, and nothing is
 // padded at the end now.
-static_assert(offsetof(recoup_layer_v1, handle) == 64 && sizeof(recoup_layer_v1) == 88 &&
-                  offsetof(recoup_host_v1, capabilities) == 104 && sizeof(recoup_host_v1) == 120 &&
+static_assert(offsetof(recoup_layer_v1, handle) == 64 && sizeof(recoup_layer_v1) == 96 &&
+                  offsetof(recoup_host_v1, capabilities) == 104 && sizeof(recoup_host_v1) == 160 &&
                   offsetof(recoup_region_v1, layer_number) == 56 &&
-                  sizeof(recoup_region_v1) == 88 && offsetof(recoup_plugin_v1, abi_minor) == 64 &&
-                  sizeof(recoup_plugin_v1) == 104 && sizeof(recoup_module_info_v1) == 32,
+                  sizeof(recoup_region_v1) == 104 && offsetof(recoup_plugin_v1, abi_minor) == 64 &&
+                  sizeof(recoup_plugin_v1) == 112 && sizeof(recoup_module_info_v1) == 32 &&
+                  sizeof(recoup_step_v1) == 16,
               "a struct of version 1.1 has moved");
 
 }  // namespace recoup

@@ -33,7 +33,7 @@ void Decision::write_to(recoup_layer_v1& layer) const {
 
 void* Layers::add(std::int64_t number, const Decision& decision, std::string* warning) {
   const std::lock_guard<std::mutex> guard(mutex_);
-  decisions_.push_back(decision);
+  decisions_.emplace_back(number, decision);
   const auto [entry, fresh] = told_.try_emplace(number);
   if (!fresh && !said_twice_) {
     said_twice_ = true;
@@ -46,11 +46,13 @@ void* Layers::add(std::int64_t number, const Decision& decision, std::string* wa
   return reinterpret_cast<void*>(decisions_.size());
 }
 
-std::optional<Decision> Layers::decide(const void* handle) const {
+std::optional<Decision> Layers::decide(const void* handle, std::int64_t* number) const {
   const auto index = reinterpret_cast<std::uintptr_t>(handle);
   const std::lock_guard<std::mutex> guard(mutex_);
   if (index == 0 || index > decisions_.size()) return std::nullopt;
-  return decisions_[index - 1];
+  const auto& [layer, decision] = decisions_[index - 1];
+  if (number != nullptr) *number = layer;
+  return decision;
 }
 
 std::string Layers::forward_begins(std::int64_t number, std::uint64_t modules) {

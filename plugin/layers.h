@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "recoup/plugin.h"
@@ -32,8 +33,9 @@ class Layers {
   // Keeps a layer; its handle for decide(). `warning` is left empty or gets a sentence.
   void* add(std::int64_t number, const Decision& decision, std::string* warning);
 
-  // Nothing where add() gave no such handle.
-  std::optional<Decision> decide(const void* handle) const;
+  // What add() was given, and where `number` is not null the layer's; nothing where it gave no
+  // such handle.
+  std::optional<Decision> decide(const void* handle, std::int64_t* number = nullptr) const;
 
   // A checkpoint of the layer begins its forward; 0 where the host does not say what it is. Returns
   // a sentence where a step is over (this region has run before and something has been recomputed
@@ -53,8 +55,8 @@ class Layers {
   std::string missing();
 
   mutable std::mutex mutex_;
-  std::vector<Decision> decisions_;
-  std::map<std::int64_t, Told> told_;  // by layer number
+  std::vector<std::pair<std::int64_t, Decision>> decisions_;  // with the layer's number
+  std::map<std::int64_t, Told> told_;                         // by layer number
   bool said_twice_ = false;
   std::atomic<bool> recomputed_{false};
   std::atomic<bool> watching_{true};

@@ -25,6 +25,7 @@ Model model_of(const recoup_host_v1& host) {
     model.full = (host.capabilities & RECOUP_CAN_FULL) != 0;
     model.distribute = (host.capabilities & RECOUP_CAN_DISTRIBUTE) != 0;
     model.stages = (host.capabilities & RECOUP_CAN_STAGES) != 0;
+    model.budget = (host.capabilities & RECOUP_CAN_BUDGET) != 0;
     const auto num_mlps = RECOUP_GET(&host, num_mlps);
     if ((host.capabilities & RECOUP_CAN_COUNT_MLPS) != 0 && num_mlps > 0) model.num_mlps = num_mlps;
   }

@@ -13,6 +13,10 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
+std::string of_budget(const std::string& text) {
+  return std::string("environment variable ") + kBudgetVariable + ": " + text;
+}
+
 }  // namespace
 
 Result<Settings> Settings::read(const recoup_host_v1& host) {
@@ -36,7 +40,41 @@ Result<Settings> Settings::read(const recoup_host_v1& host) {
     return Error{std::string(kCheckVariable) + "=" + settings.check +
                  ": is no check; allowed are " + kCheckValues + " and " + kCheckCopy};
   }
+  for (const char* name : {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}) {
+    settings.expandable_segments =
+        settings.expandable_segments ||
+        variable(name).find("expandable_segments:True") != std::string::npos;
+  }
+  if (const auto text = variable(kBudgetVariable); !text.empty()) {
+    const auto budget = MemoryBudget::parse(text);
+    if (!budget.ok()) return Error{of_budget(budget.error().text)};
+    settings.memory_budget = budget.value();
+  }
   return settings;
+}
+
+std::string Settings::put_budget_into(Config& config) const {
+  if (!memory_budget) return {};
+  if (config.granularity == Granularity::kFull) {
+    return of_budget("conflicts with " + place_of(config, "recompute_granularity") +
+                     ": full, which recomputes whole layers; unset one of the two");
+  }
+  for (const char* key : {"mlp_recompute_level", "mlp_activation_layers"}) {
+    if (config.where.count(key) == 0) continue;
+    return of_budget("conflicts with " + place_of(config, key) +
+                     ", since levels are the budget's choice; unset one of the two");
+  }
+  if (config.granularity == Granularity::kNone && !override) {
+    return of_budget(
+        "nothing may be recomputed; the options must have recompute_granularity: selective");
+  }
+  if (config.memory_budget) {
+    config.notices.push_back(of_budget(memory_budget->text() + " OVERRIDES " +
+                                       place_of(config, "recompute_memory_budget")));
+  }
+  config.memory_budget = memory_budget;
+  config.where["recompute_memory_budget"] = std::string("environment variable ") + kBudgetVariable;
+  return {};
 }
 
 std::vector<std::string> Settings::notices(bool engine) const {
@@ -68,7 +106,7 @@ std::vector<std::string> Settings::notices(bool engine) const {
 
 std::vector<std::string> Settings::outside() {
   std::vector<std::string> names;
-  for (const char* name : {kConfigVariable, kProfileVariable, kTraceVariable}) {
+  for (const char* name : {kConfigVariable, kProfileVariable, kTraceVariable, kBudgetVariable}) {
     if (!variable(name).empty()) names.push_back(std::string("environment variable ") + name);
   }
   // A value that is none configures too: init() will say what is wrong with it.

@@ -22,6 +22,7 @@ inline constexpr char kCheckVariable[] = "RECOUP_CHECK";
 // What RECOUP_CHECK may be; see recoup::Check.
 inline constexpr char kCheckValues[] = "values";
 inline constexpr char kCheckCopy[] = "copy";
+inline constexpr char kBudgetVariable[] = "RECOUP_MEMORY_BUDGET";
 
 struct Settings {
   // The options: of the host (a path, or text), else of RECOUP_CONFIG, else none.
@@ -31,9 +32,16 @@ struct Settings {
   std::string profile_path;          // RECOUP_PROFILE
   std::string trace_path;            // RECOUP_TRACE
   std::string check;                 // RECOUP_CHECK: empty, kCheckValues or kCheckCopy
+  std::optional<MemoryBudget> memory_budget;  // RECOUP_MEMORY_BUDGET
+
+  bool expandable_segments = false;  // PyTorch's: its allocator leaves less unused
 
   // An error where the host gives both a path and text, or a variable's value is none.
   static Result<Settings> read(const recoup_host_v1& host);
+
+  // Puts RECOUP_MEMORY_BUDGET in the place of the file's key. A sentence where the two contradict
+  // each other, else empty.
+  std::string put_budget_into(Config& config) const;
 
   // Sentences for the log: what these settings do that must not go unnoticed. `engine`: whether the
   // library has one to measure with.

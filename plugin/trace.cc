@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace recoup {
 namespace {
@@ -41,6 +42,28 @@ void Trace::ends(const RegionInfo& region, Kind kind) noexcept {
   if (doubling_.due(spans_.size())) write_locked();  // where it fails, the last write says so
 }
 
+double Trace::now_us() const {
+  return std::chrono::duration<double, std::micro>(Clock::now() - epoch_).count();
+}
+
+void Trace::memory(std::int64_t bytes, std::int64_t budget) noexcept {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (samples_.size() < kMaxSpans) {
+    samples_.push_back({now_us(), bytes, budget});
+  } else {
+    ++left_out_;
+  }
+}
+
+void Trace::event(const std::string& text, std::int64_t predicted) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (instants_.size() < kMaxSpans) {
+    instants_.push_back({now_us(), text, predicted});
+  } else {
+    ++left_out_;
+  }
+}
+
 std::string Trace::write() {
   const std::lock_guard<std::mutex> guard(mutex_);
   return write_locked();
@@ -57,18 +80,42 @@ std::string Trace::write_locked() {
   return output_.write([this](std::ostream& out) {
     out << "{\"displayTimeUnit\": \"ms\",\n \"otherData\": {\"spans_left_out\": " << left_out_
         << "},\n \"traceEvents\": [";
-    for (std::size_t i = 0; i < spans_.size(); ++i) {
-      const auto& s = spans_[i];
-      const bool recompute = s.kind == kRecompute;
-      const json event = {{"name", (recompute ? "recompute " : "") + names_[s.name]},
-                          {"cat", recompute ? "recompute" : "forward"},
-                          {"ph", "X"},
-                          {"ts", s.start_us},
-                          {"dur", s.length_us},
-                          {"pid", rank_},
-                          {"tid", s.thread}};
-      out << (i == 0 ? "\n  " : ",\n  ")
+    const char* separator = "\n  ";
+    const auto add = [&](const json& event) {
+      out << std::exchange(separator, ",\n  ")
           << event.dump(-1, ' ', false, json::error_handler_t::replace);
+    };
+    for (const auto& s : spans_) {
+      const bool recompute = s.kind == kRecompute;
+      add({{"name", (recompute ? "recompute " : "") + names_[s.name]},
+           {"cat", recompute ? "recompute" : "forward"},
+           {"ph", "X"},
+           {"ts", s.start_us},
+           {"dur", s.length_us},
+           {"pid", rank_},
+           {"tid", s.thread}});
+    }
+    for (const auto& s : samples_) {
+      add({{"name", "memory"},
+           {"ph", "C"},
+           {"ts", s.time_us},
+           {"pid", rank_},
+           {"args", {{"bytes", s.bytes}}}});
+      add({{"name", "memory budget"},
+           {"ph", "C"},
+           {"ts", s.time_us},
+           {"pid", rank_},
+           {"args", {{"bytes", s.budget}}}});
+    }
+    for (const auto& i : instants_) {
+      add({{"name", i.text},
+           {"cat", "budget"},
+           {"ph", "i"},
+           {"s", "p"},
+           {"ts", i.time_us},
+           {"pid", rank_},
+           {"tid", 0},
+           {"args", i.predicted > 0 ? json{{"predicted_bytes", i.predicted}} : json::object()}});
     }
     out << "\n ]}\n";
   });

@@ -1,5 +1,6 @@
 // RECOUP_TRACE=FILE: FILE gets each forward and each recompute of a region as a span, for
-// ui.perfetto.dev.
+// ui.perfetto.dev; under a memory budget also the memory as a counter, with the budget beside it,
+// and each decision as an instant.
 #pragma once
 
 #include <chrono>
@@ -27,6 +28,11 @@ class Trace final : public EventListener {
   // How many spans did not fit.
   std::uint64_t left_out();
 
+  // The bytes that are allocated now.
+  void memory(std::int64_t bytes, std::int64_t budget) noexcept;
+  // Something that was decided, and the peak that it promises, or 0.
+  void event(const std::string& text, std::int64_t predicted);
+
   void forward_begins(const RegionInfo& region, const std::vector<at::Tensor>&) noexcept override {
     begins(region, kForward);
   }
@@ -43,6 +49,16 @@ class Trace final : public EventListener {
     std::int32_t thread;
     Kind kind;
   };
+  struct Sample {
+    double time_us;
+    std::int64_t bytes, budget;
+  };
+  struct Instant {
+    double time_us;
+    std::string text;
+    std::int64_t predicted;
+  };
+  double now_us() const;
   void begins(const RegionInfo& region, Kind kind) noexcept;
   void ends(const RegionInfo& region, Kind kind) noexcept;
   std::string write_locked();
@@ -55,6 +71,8 @@ class Trace final : public EventListener {
   std::map<std::string, std::uint32_t> name_numbers_;
   std::vector<std::string> names_;
   std::vector<Span> spans_;
+  std::vector<Sample> samples_;
+  std::vector<Instant> instants_;
   std::uint64_t left_out_ = 0;
   Doubling doubling_;
 };

@@ -9,10 +9,6 @@
 
 namespace recoup {
 
-// The key with its place ("x.yaml:3:1: recompute_mlp_layers"), or the key alone where the file does
-// not set it.
-std::string place_of(const Config& config, const std::string& key);
-
 // Who said which layers, for whoever is to blame for them: the place and key, or the constant
 // mode's setting; empty where nobody did.
 struct Sources {

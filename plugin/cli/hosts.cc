@@ -25,8 +25,8 @@ Model model_of(const HostRow& host, std::int64_t num_layers) {
   model.mlp_activation = host.has(RECOUP_MLP_ACTIVATION);
   model.full = (host.capabilities & RECOUP_CAN_FULL) != 0;
   model.distribute = (host.capabilities & RECOUP_CAN_DISTRIBUTE) != 0;
-  // Only a host that is not named may be one that keeps a budget, until one of these does.
-  model.budget = &host == &kHosts[0];
+  // A host that is not named may be one that keeps a budget.
+  model.budget = &host == &kHosts[0] || (host.capabilities & RECOUP_CAN_BUDGET) != 0;
   model.stages = (host.capabilities & RECOUP_CAN_STAGES) != 0;
   return model;
 }

@@ -11,7 +11,8 @@
  *      layer recomputes.
  *   4. In each forward of the layer it asks decide(), whose answer may change between forwards.
  *      Each part of the layer that recomputes goes through checkpoint(), where there is one.
- *   5. close(), once no layer is used any more.
+ *   5. step_end() after each optimizer step, where a memory budget is to be kept.
+ *   6. close(), once no layer is used any more.
  *
  * Two libraries speak it. librecoup.so has a checkpoint engine for LibTorch hosts.
  * librecoup_policy.so needs no LibTorch; its checkpoint is null: the host has its own and wants the
@@ -102,6 +103,9 @@ typedef struct recoup_layer_v1 {
   uint64_t flags;     /* in: bits of recoup_layer_flag */
   int64_t mlp_number; /* in: this layer's number among the model's dense MLPs, 1-indexed, for
                          recompute_layer_scope: mlp; 0: unknown, or an MoE layer */
+  int64_t microbatch; /* in, for decide: the number of the microbatch whose forward begins, among
+                         those of this optimizer step, 1-indexed; 0: unknown, and then a budget
+                         decides alike for all microbatches */
 } recoup_layer_v1;
 #define RECOUP_LAYER_V1_MIN (offsetof(recoup_layer_v1, profile) + sizeof(int32_t))
 
@@ -117,8 +121,21 @@ typedef enum recoup_capability {
   RECOUP_CAN_FULL = 1 << 0,       /* checkpoints whole layers: reads full_group */
   RECOUP_CAN_DISTRIBUTE = 1 << 1, /* gives its regions keep and restore */
   RECOUP_CAN_STAGES = 1 << 2,     /* gives stage_offset, and stage_num_layers where it is known */
-  RECOUP_CAN_COUNT_MLPS = 1 << 3  /* gives mlp_number, and num_mlps where it is known */
+  RECOUP_CAN_COUNT_MLPS = 1 << 3, /* gives mlp_number, and num_mlps where it is known */
+  RECOUP_CAN_BUDGET = 1 << 4      /* calls decide() in each forward and step_end() after each
+                                     optimizer step; gives `memory`, unless its tensors are
+                                     LibTorch's on an accelerator, whose allocator is asked */
 } recoup_capability;
+
+/* What a host says of an optimizer step. Since 1.1. */
+typedef enum recoup_step_flag {
+  RECOUP_STEP_FAILED = 1 << 0, /* an exception ended it: what was measured is of no use */
+  RECOUP_STEP_SKIPPED = 1 << 1 /* the optimizer did not run (a loss scaler found infinities) */
+} recoup_step_flag;
+typedef struct recoup_step_v1 {
+  size_t struct_size;
+  uint64_t flags; /* bits of recoup_step_flag */
+} recoup_step_v1;
 
 /* What the host says of itself. Copied by init. */
 typedef struct recoup_host_v1 {
@@ -143,6 +160,21 @@ typedef struct recoup_host_v1 {
   uint64_t capabilities; /* bits of recoup_capability. A host of version 1.0 cannot say them: what
                             it is asked for is allowed, with a notice */
   int64_t num_mlps;      /* dense MLPs in the whole model; 0: unknown */
+  /* For RECOUP_CAN_BUDGET: the bytes of this rank's device that are allocated now, and the most
+   * that were since the last call with `restart` nonzero, from which the next stretch begins.
+   * Returns 0, or anything else where they are not known. Called at each step's end, and in the
+   * few steps that are measured in the middle of forwards and backwards, from their threads. Null:
+   * LibTorch's allocator is asked, which only accelerators have. */
+  int32_t (*memory)(void* host, int32_t restart, int64_t* bytes, int64_t* peak);
+  /* Replaces each of `count` values by its maximum over the ranks that must decide alike because
+   * their layers communicate (tensor and context parallel, FSDP or ZeRO groups), `count` being the
+   * same on all of them. Called in every step_end, at most twice. Returns 0, or anything else
+   * where it failed. Null: this rank decides by itself. */
+  int32_t (*agree)(void* host, int64_t* values, size_t count);
+  int64_t device_bytes;    /* that this rank may use at most, for budgets of 90% and auto; 0:
+                              unknown */
+  int64_t pipeline_stages; /* 0 and 1: no pipelining */
+  int64_t pipeline_stage;  /* this rank's, from 0 */
 } recoup_host_v1;
 #define RECOUP_HOST_V1_MIN (offsetof(recoup_host_v1, host) + sizeof(void*))
 
@@ -175,6 +207,12 @@ typedef struct recoup_region_v1 {
    * saves something of its own (a dropout's mask), both are run again, as one; see
    * checkpoint_parts() in recoup/checkpoint/checkpoint.h. Types and errors as for forward. */
   int32_t (*rest)(void* user, const void* inputs, void* outputs, void* exception);
+  int64_t microbatch;       /* as for decide() */
+  const int64_t* fc1_bytes; /* for an MLP recomputed as a whole that could be recomputed from fc1's
+                               output on: two numbers, the bytes of that output, written by
+                               forward() as soon as it is there, and whether forward() holds it
+                               until it ends (1, else 0). Read while forward() runs. Null: unknown,
+                               and then a budget does not choose that level */
 } recoup_region_v1;
 #define RECOUP_REGION_V1_MIN \
   (offsetof(recoup_region_v1, release) + sizeof(((recoup_region_v1*)0)->release))
@@ -242,6 +280,15 @@ typedef struct recoup_plugin_v1 {
    * Errors: RECOUP_INVALID_ARGUMENT for a plugin that is closed already or not this library's, and
    * nothing is done; RECOUP_INTERNAL where a file could not be written: the plugin is closed. */
   recoup_status (*close)(void* plugin, char* error, size_t error_size);
+
+  /* An optimizer step is over: to be called after the optimizer and before the next forward, also
+   * where the step failed or was skipped, on every rank (ranks that `agree` would wait for ever for
+   * one that does not). Does nothing where no budget is kept.
+   * Errors: RECOUP_INVALID_ARGUMENT for a plugin that is closed or not this library's, or a step
+   * below its first size; RECOUP_CALLBACK_FAILED where `memory` or `agree` failed: all that may be
+   * recomputed is, until a later step can be measured. */
+  recoup_status (*step_end)(void* plugin, const recoup_step_v1* step, char* error,
+                            size_t error_size);
 } recoup_plugin_v1;
 #define RECOUP_PLUGIN_V1_MIN \
   (offsetof(recoup_plugin_v1, finalize) + sizeof(((recoup_plugin_v1*)0)->finalize))

@@ -147,6 +147,23 @@ static void handles(const recoup_plugin_v1* api, const Kept* kept) {
   EXPECT(api->decide(kept->plugin, &layer, error, sizeof(error)) == RECOUP_INVALID_ARGUMENT);
 }
 
+static void step_sizes(const recoup_plugin_v1* api, const Kept* kept) {
+  char error[256] = "";
+  size_t size;
+  EXPECT(api->step_end(kept->plugin, NULL, error, 256) == RECOUP_INVALID_ARGUMENT);
+  for (size = sizeof(size_t); size <= 2 * sizeof(recoup_step_v1); ++size) {
+    recoup_step_v1 step;
+    recoup_step_v1* sized;
+    memset(&step, 0xff, sizeof(step)); /* flags that nobody knows */
+    sized = cut(&step, sizeof(step), size);
+    EXPECT(api->step_end(kept->plugin, sized, error, sizeof(error)) ==
+           (size < sizeof(step) ? RECOUP_INVALID_ARGUMENT : RECOUP_OK));
+    EXPECT(api->step_end((char*)kept->plugin + 1, sized, error, 256) == RECOUP_INVALID_ARGUMENT);
+    free(sized);
+  }
+  EXPECT(api->step_end(NULL, NULL, NULL, 0) == RECOUP_INVALID_ARGUMENT);
+}
+
 static void numbers(const Kept* kept) {
   static const int64_t all[] = {INT64_MIN, -1, 0, 1, 24, 25, INT64_MAX};
   char error[256] = "";
@@ -251,6 +268,7 @@ int main(int argc, char** argv) {
       layer_sizes(api, &kept);
       error_sizes(api);
       handles(api, &kept);
+      step_sizes(api, &kept);
       numbers(&kept);
       threads(api, &kept);
     }

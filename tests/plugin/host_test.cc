@@ -26,6 +26,7 @@ class PolicyPlugin : public testing::Test {
     ::unsetenv("RECOUP_PROFILE");
     ::unsetenv("RECOUP_TRACE");
     ::unsetenv("RECOUP_CHECK");
+    ::unsetenv("RECOUP_MEMORY_BUDGET");
     options_.name = "host_test";
     options_.num_layers = 24;
     options_.modules = RECOUP_MLP | RECOUP_CORE_ATTN;
@@ -280,6 +281,44 @@ TEST_F(PolicyPlugin, ACheckThatIsNoneIsRefused) {
   } catch (const recoup::LoadError& e) {
     EXPECT_STREQ(e.what(), "RECOUP_CHECK=yes: is no check; allowed are values and copy");
   }
+}
+
+TEST_F(PolicyPlugin, ABudgetThatCannotBeKeptIsRefused) {
+  const std::string selective = "recompute_granularity: selective\nrecompute_modules: [mlp]\n";
+  const auto refusal = [this](const std::string& yaml) {
+    options_.config_path = file(yaml);
+    return error(RECOUP_POLICY_PLUGIN);
+  };
+  const auto with_budget = [&] { return refusal(selective + "recompute_memory_budget: 1GiB\n"); };
+  EXPECT_THAT(with_budget(), HasSubstr("host_test.yaml:3:1: recompute_memory_budget: this host "
+                                       "cannot keep a memory budget"));
+  options_.capabilities = RECOUP_CAN_BUDGET;
+  EXPECT_THAT(with_budget(), HasSubstr("recompute_memory_budget: librecoup_policy.so has no "
+                                       "engine to measure a step with"));
+  const auto variable = [&](const char* value, const std::string& yaml) {
+    ::setenv("RECOUP_MEMORY_BUDGET", value, 1);
+    return refusal(yaml);
+  };
+  const std::string name = "environment variable RECOUP_MEMORY_BUDGET: ";
+  EXPECT_EQ(variable("74GiX", selective).rfind(name + "\"GiX\" is no unit", 0), 0u);
+  EXPECT_THAT(variable("1GiB",
+                       "recompute_granularity: full\nrecompute_method: uniform\n"
+                       "recompute_num_layers: 1\n"),
+              HasSubstr(name + "conflicts with "));
+  EXPECT_THAT(variable("1GiB", selective + "mlp_recompute_level: full\n"),
+              HasSubstr("host_test.yaml:3:1: mlp_recompute_level, since levels are the budget's"));
+  EXPECT_THAT(variable("1GiB", ""), HasSubstr(name + "nothing may be recomputed"));
+  EXPECT_THAT(variable("1GiB", selective), HasSubstr(name + "recompute_memory_budget: libre"));
+}
+
+TEST_F(PolicyPlugin, WithoutABudgetAStepsEndDoesNothing) {
+  options_.capabilities = RECOUP_CAN_BUDGET;
+  options_.memory = [](bool) -> recoup::HostOptions::Memory { throw std::logic_error("called"); };
+  auto recoup = host(kMlp);
+  recoup.microbatch(0);
+  recoup.step_end();
+  recoup.step_end(RECOUP_STEP_FAILED | RECOUP_STEP_SKIPPED);
+  recoup::Host().step_end();
 }
 
 TEST_F(PolicyPlugin, TheFirstLineNamesVersionHostAndFile) {

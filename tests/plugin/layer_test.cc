@@ -75,7 +75,8 @@ const recoup_plugin_v1 kPlugin = {
     [](void*, char*, size_t) {
       ++closed;
       return RECOUP_OK;
-    }};
+    },
+    nullptr};  // keeps no budget
 
 class LayerTest : public testing::Test {
  protected:

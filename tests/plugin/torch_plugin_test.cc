@@ -26,8 +26,8 @@ class TorchPlugin : public testing::Test {
     options_.log = [](recoup_log_level, const std::string&) {};
   }
   void TearDown() override {
-    for (const char* name :
-         {"RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "RECOUP_PROFILE", "RECOUP_TRACE", "RECOUP_CHECK"}) {
+    for (const char* name : {"RECOUP_RECOMPUTE_MLP_NUM_LAYERS", "RECOUP_PROFILE", "RECOUP_TRACE",
+                             "RECOUP_CHECK", "RECOUP_MEMORY_BUDGET"}) {
       ::unsetenv(name);
     }
   }

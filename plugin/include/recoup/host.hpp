@@ -43,6 +43,15 @@ struct HostOptions {
   std::function<void(recoup_log_level, const std::string&)> log;  // empty: standard error
   std::uint64_t capabilities = 0;  // what else it can, bits of recoup_capability
   std::int64_t num_mlps = 0;       // dense MLPs in the whole model; 0: unknown
+
+  // For RECOUP_CAN_BUDGET: see recoup_host_v1 for each.
+  struct Memory {
+    std::int64_t bytes, peak;
+  };
+  std::function<Memory(bool restart)> memory;
+  std::function<void(std::int64_t* values, std::size_t count)> agree;
+  std::int64_t device_bytes = 0;
+  std::int64_t pipeline_stages = 0, pipeline_stage = 0;
 };
 
 class Host {
@@ -98,6 +107,27 @@ class Host {
     return layer;
   }
 
+  // The forwards that begin from now on, in all threads, are of this microbatch of the optimizer
+  // step; from 0. Where it is never called, a memory budget decides alike for all.
+  void microbatch(std::int64_t number) {
+    if (loaded_ != nullptr) loaded_->microbatch = number + 1;
+  }
+
+  // An optimizer step is over; see recoup_plugin_v1.step_end. `flags`: bits of recoup_step_flag.
+  // Throws what `memory` or `agree` threw.
+  void step_end(std::uint64_t flags = 0) {
+    if (loaded_ == nullptr || !RECOUP_HAS(recoup_plugin_v1, loaded_->api, step_end) ||
+        loaded_->api->step_end == nullptr) {
+      return;
+    }
+    loaded_->microbatch = 0;
+    const recoup_step_v1 step{sizeof(recoup_step_v1), flags};
+    char error[512] = "";
+    const auto status = loaded_->api->step_end(loaded_->plugin, &step, error, sizeof(error));
+    if (auto thrown = loaded_->take_exception()) std::rethrow_exception(thrown);
+    if (status != RECOUP_OK) throw std::runtime_error(error);
+  }
+
   // Ends the plugin once no layer is used any more; without it the last Layer's end does. Throws
   // std::runtime_error where a profile or trace could not be written.
   void close() {
@@ -136,6 +166,28 @@ class Host {
     host.modules = options.modules;
     host.capabilities = options.capabilities;
     host.num_mlps = options.num_mlps;
+    host.device_bytes = options.device_bytes;
+    host.pipeline_stages = options.pipeline_stages;
+    host.pipeline_stage = options.pipeline_stage;
+    if (options.memory) {
+      loaded_->memory = [memory = options.memory](bool restart, std::int64_t* bytes,
+                                                  std::int64_t* peak) {
+        const auto m = memory(restart);
+        *bytes = m.bytes;
+        *peak = m.peak;
+      };
+      host.memory = [](void* self, std::int32_t restart, std::int64_t* bytes, std::int64_t* peak) {
+        auto& loaded = *static_cast<detail::Loaded*>(self);
+        return loaded.caught([&] { loaded.memory(restart != 0, bytes, peak); });
+      };
+    }
+    if (options.agree) {
+      loaded_->agree = options.agree;
+      host.agree = [](void* self, std::int64_t* values, std::size_t count) {
+        auto& loaded = *static_cast<detail::Loaded*>(self);
+        return loaded.caught([&] { loaded.agree(values, count); });
+      };
+    }
     if (loaded_->log) {
       host.log = [](void* user, recoup_log_level level, const char* line) {
         static_cast<detail::Loaded*>(user)->log(level, line);

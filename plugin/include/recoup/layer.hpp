@@ -8,6 +8,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -35,6 +36,28 @@ struct Loaded {
   std::function<void(recoup_log_level, const std::string&)> log;
   bool logs = false;  // rank 0
   std::atomic<bool> closed{false}, said_one_part{false};
+  std::atomic<std::int64_t> microbatch{0};  // from 1; 0: not told
+  std::function<void(bool, std::int64_t*, std::int64_t*)> memory;
+  std::function<void(std::int64_t*, std::size_t)> agree;
+
+  // Runs a host's function behind the C interface: 0, or 1 where it threw, which is kept.
+  template <class F>
+  std::int32_t caught(F function) noexcept {
+    try {
+      function();
+      return 0;
+    } catch (...) {
+      const std::lock_guard<std::mutex> guard(mutex);
+      exception = std::current_exception();
+      return 1;
+    }
+  }
+  std::exception_ptr take_exception() {
+    const std::lock_guard<std::mutex> guard(mutex);
+    return std::exchange(exception, nullptr);
+  }
+  std::mutex mutex;
+  std::exception_ptr exception;
 
   void say(recoup_log_level level, const std::string& line) const {
     if (!logs) return;
@@ -128,7 +151,10 @@ class Layer {
       // fc1's output is each tensor-parallel rank's own: nothing to distribute.
       return region("mlp", RECOUP_MLP, std::move(second), detail::call(first, input), false);
     }
-    return region("mlp", RECOUP_MLP, detail::then(std::move(first), std::move(second)), input);
+    auto fc1_bytes = std::make_shared<detail::Fc1Bytes>();
+    auto both = detail::then(detail::counted(std::move(first), fc1_bytes), std::move(second));
+    fc1_bytes->held = 1;  // by then(), until the second has returned
+    return region("mlp", RECOUP_MLP, std::move(both), input, true, fc1_bytes.get());
   }
 
   // The same in three parts: fc1, the activation (with what belongs to it, such as a dropout), and
@@ -151,8 +177,10 @@ class Layer {
       return region_in_parts("mlp", RECOUP_MLP, std::move(second), std::move(last),
                              detail::call(first, input), false);
     }
-    return region_in_parts("mlp", RECOUP_MLP, detail::then(std::move(first), std::move(second)),
-                           std::move(last), input, true);
+    auto fc1_bytes = std::make_shared<detail::Fc1Bytes>();
+    auto both = detail::then(detail::counted(std::move(first), fc1_bytes), std::move(second));
+    return region_in_parts("mlp", RECOUP_MLP, std::move(both), std::move(last), input, true,
+                           fc1_bytes.get());
   }
 
   // Any other module: checkpointed where recoup decided so, else run as it is.
@@ -205,6 +233,7 @@ class Layer {
     if (state_ == nullptr) return {};
     auto now = state_->layer;
     const auto* loaded = opened();
+    if (loaded != nullptr) now.microbatch = loaded->microbatch.load(std::memory_order_relaxed);
     // A library without decide() (version 1.0): what the hook said stays.
     if (loaded != nullptr && RECOUP_HAS(recoup_plugin_v1, loaded->api, decide) &&
         loaded->api->decide != nullptr) {
@@ -218,31 +247,34 @@ class Layer {
 
   template <class F, class In>
   auto region(const std::string& part, std::uint64_t modules, F run, const In& input,
-              bool may_distribute = true) const {
+              bool may_distribute = true, const detail::Fc1Bytes* fc1_bytes = nullptr) const {
     using Out = std::decay_t<decltype(detail::call(run, input))>;
     using Tensor = typename detail::TensorOf<In>::type;
-    return detail::unpack<Out>(checkpoint_list(part, modules,
-                                               detail::listed<In, Out>(std::move(run)),
-                                               detail::pack<Tensor, In>(input), may_distribute));
+    return detail::unpack<Out>(checkpoint_list(
+        part, modules, detail::listed<In, Out>(std::move(run)), detail::pack<Tensor, In>(input),
+        may_distribute, detail::Function<std::vector<Tensor>>(), fc1_bytes));
   }
 
   template <class F, class G, class In>
   auto region_in_parts(const std::string& part, std::uint64_t modules, F run, G rest,
-                       const In& input, bool may_distribute) const {
+                       const In& input, bool may_distribute,
+                       const detail::Fc1Bytes* fc1_bytes = nullptr) const {
     using Middle = std::decay_t<decltype(detail::call(run, input))>;
     using Out = std::decay_t<decltype(detail::call(rest, std::declval<const Middle&>()))>;
     using Tensor = typename detail::TensorOf<In>::type;
     return detail::unpack<Out>(checkpoint_list(
         part, modules, detail::listed<In, Middle>(std::move(run)), detail::pack<Tensor, In>(input),
         may_distribute,
-        detail::Function<std::vector<Tensor>>(detail::listed<Middle, Out>(std::move(rest)))));
+        detail::Function<std::vector<Tensor>>(detail::listed<Middle, Out>(std::move(rest))),
+        fc1_bytes));
   }
 
   // `rest`: see recoup_region_v1; null: the forward has one part.
   template <class Tensors>
   Tensors checkpoint_list(const std::string& part, std::uint64_t modules,
                           detail::Function<Tensors> forward, const Tensors& inputs,
-                          bool may_distribute, detail::Function<Tensors> rest = nullptr) const {
+                          bool may_distribute, detail::Function<Tensors> rest = nullptr,
+                          const detail::Fc1Bytes* fc1_bytes = nullptr) const {
     const auto* loaded = opened();
     if (loaded == nullptr || loaded->api->checkpoint == nullptr) {
       throw LoadError("recoup: this plugin has no checkpoint engine; load librecoup.so");
@@ -262,6 +294,8 @@ class Layer {
       forward = detail::then(std::move(forward), std::exchange(rest, nullptr));
     }
     if (rest) region.rest = &Region::template call<&Region::rest>;
+    region.microbatch = loaded->microbatch.load(std::memory_order_relaxed);
+    if (fc1_bytes != nullptr) region.fc1_bytes = &fc1_bytes->bytes;  // lives as long as `forward`
     region.user = new Region{std::move(forward), keeper ? keeper->keep : nullptr,
                              keeper ? keeper->restore : nullptr, std::move(rest)};
     region.forward = &Region::template call<&Region::forward>;

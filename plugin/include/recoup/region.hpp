@@ -144,6 +144,43 @@ auto owned(F function) {
   }
 }
 
+template <class T, class = void>
+struct HasBytes : std::false_type {};
+template <class T>
+struct HasBytes<T, std::void_t<decltype(std::declval<const T&>().nbytes()),
+                               decltype(std::declval<const T&>().defined())>> : std::true_type {};
+
+// Of all tensors of a value; 0 where its type does not say.
+template <class T>
+std::int64_t bytes_of(const T& value) {
+  if constexpr (HasBytes<T>::value) {
+    return value.defined() ? static_cast<std::int64_t>(value.nbytes()) : 0;
+  } else if constexpr (IsTuple<T>::value) {
+    return std::apply([](const auto&... each) { return (bytes_of(each) + ... + 0); }, value);
+  } else if constexpr (IsVector<T>::value) {
+    std::int64_t sum = 0;
+    for (const auto& each : value) sum += bytes_of(each);
+    return sum;
+  } else {
+    return 0;
+  }
+}
+
+// What recoup_region_v1.fc1_bytes points to.
+struct Fc1Bytes {
+  std::int64_t bytes = 0, held = 0;
+};
+
+// `fc1`, which counts its output's bytes.
+template <class F>
+auto counted(F fc1, std::shared_ptr<Fc1Bytes> bytes) {
+  return [fc1 = std::move(fc1), bytes = std::move(bytes)](const auto& input) mutable {
+    auto h = call(fc1, input);
+    bytes->bytes = bytes_of(h);
+    return h;
+  };
+}
+
 template <class Tensors>
 using Function = std::function<Tensors(const Tensors&)>;
 

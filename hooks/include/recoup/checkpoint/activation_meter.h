@@ -19,7 +19,7 @@ namespace recoup {
 
 // Counts while it lives, in this thread and in the autograd threads that work for it. A report is
 // of what was asked for on the CPU, and on CUDA of the block handed out (a multiple of 512 bytes).
-// Meters nest; the innermost counts.
+// Meters nest, and each counts.
 class ActivationMeter {
  public:
   explicit ActivationMeter(c10::DeviceType device)
@@ -28,13 +28,23 @@ class ActivationMeter {
 
   // Bytes allocated minus bytes freed since construction.
   std::int64_t bytes() const { return reporter_->bytes; }
-  // The largest that bytes() has been.
+  // The largest that bytes() has been, since construction or the last restart_peak().
   std::int64_t peak_bytes() const { return reporter_->peak; }
+  void restart_peak() { reporter_->peak = reporter_->bytes.load(); }
 
  private:
   struct Reporter final : c10::MemoryReportingInfoBase {
-    explicit Reporter(c10::DeviceType device) : device(device) {}
-    void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device where) override {
+    explicit Reporter(c10::DeviceType device)
+        : device(device),
+          around(c10::ThreadLocalDebugInfo::current()),
+          outer(static_cast<c10::MemoryReportingInfoBase*>(
+              c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE))) {}
+    void reportMemoryUsage(void* p, int64_t size, size_t allocated, size_t reserved,
+                           c10::Device where) override {
+      // There is one place for a reporter: whoever had it goes on hearing.
+      if (outer != nullptr && outer->memoryProfilingEnabled()) {
+        outer->reportMemoryUsage(p, size, allocated, reserved, where);
+      }
       if (where.type() != device) return;
       const std::int64_t now = bytes += size;
       std::int64_t before = peak;
@@ -43,6 +53,8 @@ class ActivationMeter {
     }
     bool memoryProfilingEnabled() const override { return true; }
     const c10::DeviceType device;
+    const std::shared_ptr<c10::ThreadLocalDebugInfo> around;  // keeps `outer` alive
+    c10::MemoryReportingInfoBase* const outer;
     std::atomic<std::int64_t> bytes{0}, peak{0};
   };
   std::shared_ptr<Reporter> reporter_;

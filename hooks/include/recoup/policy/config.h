@@ -95,6 +95,10 @@ struct Config {
   const LayerSet& layers_of(Module m) const { return layers[static_cast<std::size_t>(m)]; }
 };
 
+// The key with its place ("x.yaml:3:1: recompute_mlp_layers"), or the key alone where the file does
+// not set it.
+std::string place_of(const Config& config, const std::string& key);
+
 // A key of the file: the row that reads it, checks it and documents it.
 struct ConfigKey {
   // Without what the key would do nothing, so that it is refused.
