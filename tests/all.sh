@@ -11,6 +11,9 @@ thread|25|RECOUP_SANITIZE=thread tests/run.sh|GoogleTest with TSan
 versions|40|tests/torch_versions.sh|engine, plugin and Python extension on LibTorch 2.7 to 2.15
 fuzz|60|tests/fuzz.sh 1|configuration and layer expressions under libFuzzer, for an hour
 gpu|10|tests/gpu.sh|the engine and the trainer on a GPU
+budget|40|"$python" tests/budget/closed_loop.py|the memory budget's closed loop: 45 runs and what they are compared with
+budget_cost|5|"$python" tests/budget/controller_cost.py|instructions that a kept budget adds to a step, by callgrind
+budget_compile|10|"$python" tests/budget/compile_budget.py|recoup's budget beside torch.compile's
 overhead|5|"$python" tests/checkpoint/overhead_vs_python.py|checkpoint's overhead beside torch.utils.checkpoint
 counts|2|cmake --build build --target overhead_steps && "$python" tests/checkpoint/overhead_steps.py build|a checkpoint's instructions above what none can do without, by valgrind
 layers|3|RECOUP_ALL_LAYERS=1 "$python" -m pytest -q tests/models|what real layers of Hugging Face save, beside the tables
@@ -20,7 +23,7 @@ ROWS
 python=${RECOUP_DEPS:-${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}/recoup}/venv/bin/python
 cd "$root"
 
-list() { awk -F'|' '{ printf "%-10s %3s min  %s\n", $1, $2, $4 }' <<<"$rows"; }
+list() { awk -F'|' '{ printf "%-14s %3s min  %s\n", $1, $2, $4 }' <<<"$rows"; }
 
 run_row() {
   local name=$1 command

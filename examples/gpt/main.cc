@@ -1,7 +1,5 @@
 // Trains a small GPT on the bytes of a text. What recoup needs of a trainer: the --plugin and
 // --config flags, a recoup::Host made from them, and a recoup::Layer in each layer (model.h).
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
@@ -10,10 +8,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "../activation_meter.h"
-#include "model.h"
+#include "microbatches.h"
+#include "report.h"
 
 namespace {
 
@@ -21,8 +19,9 @@ struct Options {
   gpt::Config model;
   std::int64_t batch = 4, steps = 20, seed = 1;
   double learning_rate = 1e-3;
-  int tensor_parallel = 1;
-  std::string text, plugin, config, device = "auto", report;
+  int tensor_parallel = 1, pipeline_parallel = 1;
+  std::int64_t microbatches = 1;
+  std::string memory_budget, text, plugin, config, device = "auto", report;
 };
 
 Options parse(int argc, char** argv) {
@@ -31,6 +30,9 @@ Options parse(int argc, char** argv) {
   app.add_option("--text", o.text, "Text to train on")->required()->check(CLI::ExistingFile);
   app.add_option("--plugin", o.plugin, "recoup plugin to load, librecoup.so (none: no recompute)");
   app.add_option("--config", o.config, "YAML with the recompute options, for the plugin");
+  app.add_option("--memory-budget", o.memory_budget,
+                 "Memory that the plugin shall keep to by recomputing MLPs (or what --config "
+                 "allows), such as 74GiB; for recompute_memory_budget in a file");
   app.option_defaults()->always_capture_default()->multi_option_policy(
       CLI::MultiOptionPolicy::TakeLast);
   const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 40);
@@ -47,6 +49,14 @@ Options parse(int argc, char** argv) {
   app.add_option("--tensor-parallel", o.tensor_parallel,
                  "Ranks that share each layer; the others are data parallel")
       ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--pipeline-parallel", o.pipeline_parallel,
+                 "Pipeline stages, each of as many ranks")
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--microbatches", o.microbatches, "Equal parts in which a step's batch is run")
+      ->check(positive);
+  app.add_option("--wide-every", o.model.wide_every,
+                 "Every k-th layer's MLP is four times as wide, 0: none")
+      ->check(not_negative);
   app.add_option("--batch", o.batch, "Sequences in a step of each data-parallel rank")
       ->check(positive);
   app.add_option("--steps", o.steps, "Training steps")->check(positive);
@@ -67,6 +77,15 @@ Options parse(int argc, char** argv) {
     app.parse(argc, argv);
     if (o.model.hidden % o.model.heads != 0) {
       throw CLI::ValidationError("--heads", "must divide --hidden");
+    }
+    if (o.batch % o.microbatches != 0) {
+      throw CLI::ValidationError("--microbatches", "must divide --batch");
+    }
+    if (o.pipeline_parallel > o.model.layers) {
+      throw CLI::ValidationError("--pipeline-parallel", "is more than --layers");
+    }
+    if (!o.memory_budget.empty() && o.plugin.empty()) {
+      throw CLI::ValidationError("--memory-budget", "needs --plugin");
     }
     if (o.tensor_parallel > 1 && o.model.moe_every > 0) {
       throw CLI::ValidationError("--moe-every", "does not work with --tensor-parallel");
@@ -101,99 +120,72 @@ class Text {
   at::Generator generator_;  // its own, so that data does not depend on the model's draws
 };
 
-// The --report file: opened before training, so that a wrong path costs no run.
-class Report {
- public:
-  explicit Report(const std::string& path) : path_(path) {
-    if (path.empty()) return;
-    fresh_ = ::access(path.c_str(), F_OK) != 0;
-    file_ = std::fopen(path.c_str(), "a");  // what stands there stays until there is more to say
-    if (file_ == nullptr) fail();
+// The plugin, for this rank.
+recoup::Host start_recoup(const Options& o, const gpt::World& world, at::Device device,
+                          recoup::ActivationMeter& meter) {
+  if (o.plugin.empty()) {
+    if (!o.config.empty()) throw std::invalid_argument("--config needs --plugin");
+    return {};
   }
-  ~Report() {
-    if (file_ == nullptr) return;
-    std::fclose(file_);  // never written: the run failed
-    if (fresh_) std::remove(path_.c_str());
+  recoup::HostOptions host;
+  host.name = "gpt_trainer";
+  host.torch_version = TORCH_VERSION;
+  host.config_path = o.config;
+  host.rank = world.rank;
+  host.num_layers = o.model.layers;
+  host.stage_num_layers = o.model.stage_layers();
+  host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE;
+  host.capabilities =
+      RECOUP_CAN_FULL | RECOUP_CAN_DISTRIBUTE | RECOUP_CAN_STAGES | RECOUP_CAN_BUDGET;
+  host.pipeline_stages = o.model.stages;
+  host.pipeline_stage = o.model.stage;
+  if (device.is_cpu()) {  // an accelerator's allocator is asked by the plugin
+    host.memory = [&meter](bool restart) {
+      const recoup::HostOptions::Memory memory{meter.bytes(), meter.peak_bytes()};
+      if (restart) meter.restart_peak();
+      return memory;
+    };
   }
-  Report(const Report&) = delete;
-  Report& operator=(const Report&) = delete;
-
-  void write(const nlohmann::json& content) {
-    if (file_ == nullptr) return;
-    file_ = std::freopen(path_.c_str(), "w", file_);
-    if (file_ == nullptr) fail();
-    std::fputs((content.dump(2) + "\n").c_str(), file_);
-    if (std::fclose(std::exchange(file_, nullptr)) != 0) fail();
+  if (world.tensor->size() > 1) {
+    host.agree = [group = world.tensor, device](std::int64_t* values, std::size_t count) {
+      group->all_max(values, count, device);
+    };
   }
-
- private:
-  [[noreturn]] void fail() const {
-    throw std::runtime_error("--report " + path_ + ": cannot be written: " + std::strerror(errno));
+  if (!o.memory_budget.empty()) {
+    ::setenv("RECOUP_MEMORY_BUDGET", o.memory_budget.c_str(), 1);
+    const char* file = std::getenv("RECOUP_CONFIG");
+    if (o.config.empty() && (file == nullptr || *file == '\0')) {
+      host.config_yaml = "recompute_granularity: selective\nrecompute_modules: [mlp]\n";
+    }
   }
-  std::string path_;
-  std::FILE* file_ = nullptr;
-  bool fresh_ = false;
-};
-
-class Progress {
- public:
-  explicit Progress(std::int64_t steps) : steps_(steps), terminal_(isatty(STDERR_FILENO) != 0) {}
-  void show(std::int64_t step, double loss, double tokens_per_second) const {
-    constexpr int kWidth = 30;
-    const int filled = static_cast<int>(kWidth * step / steps_);
-    // Without a terminal: about ten lines in all.
-    if (!terminal_ && step % std::max<std::int64_t>(steps_ / 10, 1) != 0 && step != steps_) return;
-    std::fprintf(stderr, "%s[%s%s] %lld/%lld  loss %.4f  %.0f tokens/s%s", terminal_ ? "\r" : "",
-                 std::string(filled, '#').c_str(), std::string(kWidth - filled, '.').c_str(),
-                 static_cast<long long>(step), static_cast<long long>(steps_), loss,
-                 tokens_per_second, terminal_ && step < steps_ ? "" : "\n");
-  }
-
- private:
-  std::int64_t steps_;
-  bool terminal_;
-};
-
-// What a step takes once warmed up: the median of the steps but the first quarter.
-double steady_seconds(std::vector<double> steps) {
-  steps.erase(steps.begin(),
-              steps.begin() + static_cast<std::ptrdiff_t>((steps.size() + 3) / 4 % steps.size()));
-  const auto middle = steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2);
-  std::nth_element(steps.begin(), middle, steps.end());
-  return *middle;
+  return recoup::Host(o.plugin, host);
 }
 
 int train(Options o) {
   if (o.device == "auto") o.device = torch::cuda::is_available() ? "cuda" : "cpu";
-  const auto world = gpt::World::join(o.tensor_parallel, o.device);
+  const auto world = gpt::World::join(o.tensor_parallel, o.pipeline_parallel, o.device);
   const at::Device device =
       o.device == "cpu" ? at::Device(at::kCPU)
                         : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(world.local_rank));
   const c10::OptionalDeviceGuard on_device(device);
   o.model.tensor_parallel = world.tensor;
-  Report report(world.rank == 0 ? o.report : "");
-  recoup::Host recoup;
-  if (!o.plugin.empty()) {
-    recoup::HostOptions host;
-    host.name = "gpt_trainer";
-    host.torch_version = TORCH_VERSION;
-    host.config_path = o.config;
-    host.rank = world.rank;
-    host.num_layers = host.stage_num_layers = o.model.layers;
-    host.modules = RECOUP_MLP | RECOUP_MLP_ACTIVATION | RECOUP_CORE_ATTN | RECOUP_MOE;
-    host.capabilities = RECOUP_CAN_FULL | RECOUP_CAN_DISTRIBUTE | RECOUP_CAN_STAGES;
-    recoup = recoup::Host(o.plugin, host);
-  } else if (!o.config.empty()) {
-    throw std::invalid_argument("--config needs --plugin");
-  }
+  o.model.stages = world.pipeline->size();
+  o.model.stage = world.pipeline->rank();
+  // Where ranks differ in memory each has a report of its own.
+  const bool each_reports = o.pipeline_parallel > 1 || !o.memory_budget.empty();
+  const auto report_path =
+      world.rank == 0 || o.report.empty() ? o.report : o.report + "." + std::to_string(world.rank);
+  gpt::Report report(world.rank == 0 || each_reports ? report_path : "");
+  recoup::ActivationMeter for_recoup(device.type()), of_steps(device.type());
+  recoup::Host recoup = start_recoup(o, world, device, for_recoup);
 
   torch::manual_seed(o.seed);
   gpt::Model model(o.model, recoup);
   model->to(device);
   torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(o.learning_rate));
   Text text(o.text, o.seed);
-  const Progress progress(o.steps);
-  nlohmann::json losses = nlohmann::json::array();
+  const gpt::Progress progress(o.steps);
+  nlohmann::json losses = nlohmann::json::array(), step_peaks = nlohmann::json::array();
   std::int64_t saved = 0, peak = 0;
   const std::int64_t tokens_per_step = o.batch * o.model.context * world.data->size();
   std::vector<double> step_seconds;
@@ -206,43 +198,51 @@ int train(Options o) {
                              .to(device);
     {
       const ActivationMeter meter(device.type());
-      const auto logits = model->forward(windows.slice(1, 0, -1));
-      const auto loss = at::cross_entropy_loss(logits.flatten(0, 1), windows.slice(1, 1).flatten());
-      saved = meter.bytes();  // all that forward keeps, its results included
-      loss.backward();
+      gpt::Microbatches microbatches;
+      microbatches.count = o.microbatches;
+      microbatches.begins = [&](std::int64_t m) { recoup.microbatch(m); };
+      microbatches.after_forward = [&] {  // all that a forward keeps, its results included
+        saved = meter.bytes();
+      };
+      auto mean = gpt::train(model, o.model, world, windows, microbatches);
       peak = std::max(peak, meter.peak_bytes());
       for (const auto& p : model->parameters()) {
         if (world.data->size() > 1)
           world.data->all_reduce(p.mutable_grad().div_(world.data->size()));
       }
-      auto mean = loss.detach().clone().div_(world.data->size());
+      mean.div_(world.data->size());
       world.data->all_reduce(mean);
+      world.pipeline->all_reduce(mean);  // the other stages' are 0
       losses.push_back(mean.item<float>());
     }
     optimizer.step();
+    step_peaks.push_back(of_steps.peak_bytes());
+    of_steps.restart_peak();
+    recoup.step_end();
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     step_seconds.push_back(took.count());
     if (world.rank == 0) {
       progress.show(step, losses.back(),
-                    static_cast<double>(tokens_per_step) / steady_seconds(step_seconds));
+                    static_cast<double>(tokens_per_step) / gpt::steady_seconds(step_seconds));
     }
   }
   recoup.close();  // a profile or trace that cannot be written is an error
-  if (world.rank != 0) return 0;
   const double tokens_per_second =
-      static_cast<double>(tokens_per_step) / steady_seconds(step_seconds);
+      static_cast<double>(tokens_per_step) / gpt::steady_seconds(step_seconds);
+  report.write({{"losses", losses},
+                {"saved_bytes", saved},
+                {"peak_bytes", peak},
+                {"step_peak_bytes", step_peaks},
+                {"tokens_per_step", tokens_per_step},
+                {"step_seconds", step_seconds},
+                {"tensor_parallel_collectives", world.tensor->collectives()},
+                {"tokens_per_second", tokens_per_second}});
+  if (world.rank != 0) return 0;
   std::printf(
       "loss %.6f -> %.6f, %.0f tokens/s, %lld activation bytes saved by forward, %lld at the "
       "peak, on %s\n",
       losses.front().get<double>(), losses.back().get<double>(), tokens_per_second,
       static_cast<long long>(saved), static_cast<long long>(peak), device.str().c_str());
-  report.write({{"losses", losses},
-                {"saved_bytes", saved},
-                {"peak_bytes", peak},
-                {"tokens_per_step", tokens_per_step},
-                {"step_seconds", step_seconds},
-                {"tensor_parallel_collectives", world.tensor->collectives()},
-                {"tokens_per_second", tokens_per_second}});
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     throw std::runtime_error(std::string("the result cannot be written to standard output: ") +
                              std::strerror(errno));

@@ -105,21 +105,30 @@ at::Tensor LayerImpl::forward(const at::Tensor& input) {
 }
 
 ModelImpl::ModelImpl(const Config& c, const recoup::Host& recoup) {
-  token = register_module("token", torch::nn::Embedding(c.vocabulary, c.hidden));
-  position = register_module("position", torch::nn::Embedding(c.context, c.hidden));
+  // Every stage draws the whole model's parameters, so that they do not depend on the stages.
+  const bool first = c.stage == 0, last = c.stage + 1 == c.stages;
+  const auto own = [this](bool mine, const char* name, auto module) {
+    return mine ? register_module(name, module) : decltype(module)(nullptr);
+  };
+  token = own(first, "token", torch::nn::Embedding(c.vocabulary, c.hidden));
+  position = own(first, "position", torch::nn::Embedding(c.context, c.hidden));
+  const auto offset = c.stage_offset();
   for (std::int64_t n = 1; n <= c.layers; ++n) {
     const bool is_moe = c.moe_every > 0 && n % c.moe_every == 0;
-    layers.push_back(
-        register_module("layer" + std::to_string(n),
-                        std::make_shared<LayerImpl>(c, is_moe, recoup.layer({n, is_moe}))));
+    const bool mine = n > offset && n <= offset + c.stage_layers();
+    auto config = c;
+    if (c.wide_every > 0 && n % c.wide_every == 0) config.ffn *= 4;
+    const auto layer = std::make_shared<LayerImpl>(
+        config, is_moe, mine ? recoup.layer({n, is_moe, offset}) : recoup::Layer());
+    if (mine) layers.push_back(register_module("layer" + std::to_string(n), layer));
   }
-  norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({c.hidden})));
-  head = register_module(
-      "head", torch::nn::Linear(torch::nn::LinearOptions(c.hidden, c.vocabulary).bias(false)));
+  norm = own(last, "norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({c.hidden})));
+  head = own(last, "head",
+             torch::nn::Linear(torch::nn::LinearOptions(c.hidden, c.vocabulary).bias(false)));
 }
 
-at::Tensor ModelImpl::forward(const at::Tensor& tokens) {
-  auto x = token(tokens) + position(at::arange(tokens.size(1), tokens.options()));
+at::Tensor ModelImpl::forward(const at::Tensor& input) {
+  auto x = token ? token(input) + position(at::arange(input.size(1), input.options())) : input;
   for (std::size_t i = 0; i < layers.size();) {
     // Granularity full: this many layers share one checkpoint.
     const auto group = static_cast<std::size_t>(layers[i]->recoup.full_group());
@@ -138,7 +147,7 @@ at::Tensor ModelImpl::forward(const at::Tensor& tokens) {
         x);
     i = end;
   }
-  return head(norm(x));
+  return head ? head(norm(x)) : x;
 }
 
 }  // namespace gpt

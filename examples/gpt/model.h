@@ -16,8 +16,14 @@ struct Config {
   std::int64_t layers = 24, hidden = 64, heads = 4, ffn = 256, vocabulary = 256, context = 64;
   std::int64_t moe_every = 0;  // every k-th layer is MoE; 0: none
   std::int64_t experts = 4;
+  std::int64_t wide_every = 0;  // every k-th layer's MLP is four times as wide; 0: none
   double dropout = 0.1;
   std::shared_ptr<Group> tensor_parallel = std::make_shared<Group>();
+  // This pipeline stage, of how many.
+  std::int64_t stage = 0, stages = 1;
+  // The layers before it, and its own.
+  std::int64_t stage_offset() const { return layers * stage / stages; }
+  std::int64_t stage_layers() const { return layers * (stage + 1) / stages - stage_offset(); }
 };
 
 // [batch, sequence, hidden] -> the same.
@@ -62,11 +68,12 @@ struct LayerImpl : torch::nn::Module {
 
 struct ModelImpl : torch::nn::Module {
   ModelImpl(const Config& config, const recoup::Host& recoup);
-  // tokens [batch, sequence] of kLong -> logits [batch, sequence, vocabulary].
-  at::Tensor forward(const at::Tensor& tokens);
-  torch::nn::Embedding token{nullptr}, position{nullptr};
+  // The first stage takes tokens [batch, sequence] of kLong, the others what the one before gave;
+  // the last gives logits [batch, sequence, vocabulary], the others [batch, sequence, hidden].
+  at::Tensor forward(const at::Tensor& input);
+  torch::nn::Embedding token{nullptr}, position{nullptr};  // of the first stage
   std::vector<std::shared_ptr<LayerImpl>> layers;
-  torch::nn::LayerNorm norm{nullptr};
+  torch::nn::LayerNorm norm{nullptr};  // of the last one
   torch::nn::Linear head{nullptr};
 };
 TORCH_MODULE(Model);

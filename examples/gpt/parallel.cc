@@ -101,13 +101,36 @@ at::Tensor Group::all_gather(const at::Tensor& t) {
   return whole.flatten();
 }
 
-World World::join(int tensor_parallel, const std::string& device) {
+void Group::all_max(std::int64_t* values, std::size_t count, at::Device device) {
+  if (size_ == 1) return;
+  const auto host = at::from_blob(values, {static_cast<std::int64_t>(count)}, at::kLong);
+  std::vector<at::Tensor> tensors{device.is_cpu() ? host : host.to(device)};
+  c10d::AllreduceOptions options;
+  options.reduceOp = c10d::ReduceOp::MAX;
+  backend_->allreduce(tensors, options)->wait();
+  host.copy_(tensors[0]);
+}
+
+c10::intrusive_ptr<c10d::Work> Group::send(const at::Tensor& t, int to) {
+  std::vector<at::Tensor> tensors{borrowed(t)};
+  return backend_->send(tensors, to, 0);
+}
+
+void Group::receive(const at::Tensor& t, int from) {
+  std::vector<at::Tensor> tensors{borrowed(t)};
+  backend_->recv(tensors, from, 0)->wait();
+}
+
+World World::join(int tensor_parallel, int pipeline_parallel, const std::string& device) {
   World world;
   world.rank = number("RANK", 0);
   world.size = number("WORLD_SIZE", 1);
   world.local_rank = number("LOCAL_RANK", 0);
-  if (world.size % tensor_parallel != 0) {
-    throw std::invalid_argument("--tensor-parallel " + std::to_string(tensor_parallel) +
+  if (world.size % (tensor_parallel * pipeline_parallel) != 0) {
+    const auto pipeline = pipeline_parallel > 1
+                              ? " times --pipeline-parallel " + std::to_string(pipeline_parallel)
+                              : std::string();
+    throw std::invalid_argument("--tensor-parallel " + std::to_string(tensor_parallel) + pipeline +
                                 " does not divide the " + std::to_string(world.size) +
                                 " processes (start them with torchrun --no-python)");
   }
@@ -126,9 +149,16 @@ World World::join(int tensor_parallel, const std::string& device) {
     const auto own = c10::make_intrusive<c10d::PrefixStore>("gpt/" + name, store);
     return std::make_shared<Group>(backend(own, rank, size, device), rank, size);
   };
-  const int outer = world.rank / tensor_parallel, inner = world.rank % tensor_parallel;
-  world.tensor = group("tensor/" + std::to_string(outer), inner, tensor_parallel);
-  world.data = group("data/" + std::to_string(inner), outer, world.size / tensor_parallel);
+  const auto name = [](const char* kind, int a, int b) {
+    return std::string(kind) + "/" + std::to_string(a) + "/" + std::to_string(b);
+  };
+  const int data_parallel = world.size / tensor_parallel / pipeline_parallel;
+  const int inner = world.rank % tensor_parallel;
+  const int replica = world.rank / tensor_parallel % data_parallel;
+  const int stage = world.rank / tensor_parallel / data_parallel;
+  world.tensor = group(name("tensor", stage, replica), inner, tensor_parallel);
+  world.data = group(name("data", stage, inner), replica, data_parallel);
+  world.pipeline = group(name("pipeline", replica, inner), stage, pipeline_parallel);
   return world;
 }
 

@@ -1,6 +1,6 @@
-// Data and tensor parallelism for the example trainer, over c10d: NCCL on GPUs, Gloo on CPUs,
-// started by torchrun (torchrun --no-python --nproc-per-node 2 build/gpt_trainer --tensor-parallel
-// 2 ...).
+// Data, tensor and pipeline parallelism for the example trainer, over c10d: NCCL on GPUs, Gloo on
+// CPUs, started by torchrun (torchrun --no-python --nproc-per-node 2 build/gpt_trainer
+// --tensor-parallel 2 ...).
 #pragma once
 
 #include <torch/torch.h>
@@ -26,6 +26,13 @@ class Group {
   void all_reduce(at::Tensor t);
   // The ranks' equally long 1-d tensors, one after another.
   at::Tensor all_gather(const at::Tensor& t);
+  // The largest of each over the group, in place; not counted.
+  void all_max(std::int64_t* values, std::size_t count, at::Device device);
+
+  // To and from the rank of that number in the group. What is sent must live until the work that
+  // comes back has been waited for.
+  c10::intrusive_ptr<c10d::Work> send(const at::Tensor& t, int to);
+  void receive(const at::Tensor& t, int from);
 
  private:
   c10::intrusive_ptr<c10d::Backend> backend_;
@@ -34,11 +41,16 @@ class Group {
 };
 
 // This process among all, by the environment that torchrun sets; alone without it. Neighbouring
-// ranks form a tensor-parallel group, ranks of the same place in theirs a data-parallel one.
+// ranks form a tensor-parallel group; those of a pipeline stage follow each other, and ranks of the
+// same place in their tensor-parallel group and stage form a data-parallel one. The rank in
+// `pipeline` is the stage.
 struct World {
   int rank = 0, size = 1, local_rank = 0;
-  std::shared_ptr<Group> tensor = std::make_shared<Group>(), data = std::make_shared<Group>();
-  static World join(int tensor_parallel, const std::string& device);
+  std::shared_ptr<Group> tensor = std::make_shared<Group>(), data = std::make_shared<Group>(),
+                         pipeline = std::make_shared<Group>();
+  bool first_stage() const { return pipeline->rank() == 0; }
+  bool last_stage() const { return pipeline->rank() + 1 == pipeline->size(); }
+  static World join(int tensor_parallel, int pipeline_parallel, const std::string& device);
 };
 
 // Identity whose backward sums gradients over the group: where a replicated tensor enters a part

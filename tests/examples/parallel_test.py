@@ -83,3 +83,21 @@ def test_dropout_is_recomputed_on_every_rank(text):
     flags = ("--dropout", "0.2", "--tensor-parallel", "2")
     assert (run_trainer(text, *flags, processes=2, environment=ALL)["losses"]
             == run_trainer(text, *flags, processes=2, plugin=False)["losses"])
+
+
+@pytest.mark.parametrize("flags, ranks", [((), 2), (("--tensor-parallel", "2"), 4)], ids=["stages", "and tensors"])
+def test_pipeline_losses_are_those_of_one_rank(text, flags, ranks):
+    """Two stages, four microbatches, 1F1B."""
+    wide = (*EXACT, "--batch", "4", "--microbatches", "4")
+    one = run_trainer(text, *wide, plugin=False)
+    stages = (*wide, "--pipeline-parallel", "2", *flags)
+    plain = run_trainer(text, *stages, plugin=False, processes=ranks)
+    assert plain["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    report = run_trainer(text, *stages, processes=ranks, environment=ALL)
+    assert report["losses"] == plain["losses"]
+    assert report["saved_bytes"] < plain["saved_bytes"]
+
+
+def test_microbatches_are_the_batch_in_parts(text, alone):
+    parts = run_trainer(text, *EXACT, "--microbatches", "2", plugin=False)
+    assert parts["losses"] == pytest.approx(alone["losses"], rel=1e-5)
