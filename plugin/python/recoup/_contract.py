@@ -25,7 +25,8 @@ class Layer(c.Structure):
                 ("mlp_activation_only", c.c_int32), ("distribute_saved_activations", c.c_int32),
                 ("profile", c.c_int32),
                 # Since 1.1.
-                ("handle", c.c_void_p), ("flags", c.c_uint64), ("mlp_number", c.c_int64)]
+                ("handle", c.c_void_p), ("flags", c.c_uint64), ("mlp_number", c.c_int64),
+                ("microbatch", c.c_int64)]
 
 
 LAYER_QUERY = 1  # recoup_layer_flag
@@ -44,7 +45,10 @@ class Host(c.Structure):
                 ("log_user", c.c_void_p), ("register_layer_hook", Register), ("host", c.c_void_p),
                 ("config_yaml", c.c_char_p),
                 # Since 1.1.
-                ("capabilities", c.c_uint64), ("num_mlps", c.c_int64)]
+                ("capabilities", c.c_uint64), ("num_mlps", c.c_int64),
+                # For a memory budget, which no Python host keeps.
+                ("memory", c.c_void_p), ("agree", c.c_void_p), ("device_bytes", c.c_int64),
+                ("pipeline_stages", c.c_int64), ("pipeline_stage", c.c_int64)]
 
 
 class ModuleInfo(c.Structure):
@@ -66,7 +70,8 @@ class Plugin(c.Structure):
                 ("abi_minor", c.c_uint64), ("module", c.CFUNCTYPE(c.POINTER(ModuleInfo), c.c_size_t)),
                 ("configured", c.CFUNCTYPE(c.c_int32, c.c_char_p, c.c_size_t)),
                 ("decide", c.CFUNCTYPE(c.c_int, c.c_void_p, c.POINTER(Layer), c.c_char_p, c.c_size_t)),
-                ("close", c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_size_t))]
+                ("close", c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_char_p, c.c_size_t)),
+                ("step_end", c.c_void_p)]
 
 
 # hooks/include/recoup/modules.h as it was in 1.0, whose libraries cannot be asked for it.
