@@ -10,9 +10,6 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("RECOUP_BUILD", os.path.join(ROOT, "build"))
-# Sanitizers' programs look for wrong accesses; leaks are valgrind's part (tests/contract/walk_test.py): the leak
-# sanitizer's tracer crashes now and then in a program that has loaded libraries.
-os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
 needs_trainer = pytest.mark.skipif(not os.path.exists(os.path.join(BUILD, "gpt_trainer")),
                                    reason="a build without LibTorch has no trainer")
 # A model that trains in no time, for gpt_trainer.

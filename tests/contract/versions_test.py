@@ -17,7 +17,8 @@ HERE = os.path.join(ROOT, "tests", "contract")
 INCLUDES = ["-I", os.path.join(ROOT, "plugin", "include"), "-I", os.path.join(ROOT, "hooks", "include"), "-I", HERE]
 HEADERS = {"1.0": '"plugin_1_0.h"', "1.1": '"plugin_1_1.h"', "today": '"recoup/plugin.h"'}
 LANDED = {"1.0": "2df7480"}  # minor version: the last commit that spoke it
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("RECOUP_")}
+# Leaks are the walk's part (walk_test.py): in these programs the leak sanitizer's tracer crashed now and then.
+CLEAN = {**{k: v for k, v in os.environ.items() if not k.startswith("RECOUP_")}, "ASAN_OPTIONS": "detect_leaks=0"}
 LAYERS = 12
 SELECTIVE = "recompute_granularity: selective\n"
 OPTIONS = {
